@@ -1,0 +1,148 @@
+package config_test
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"banger/internal/api"
+	"banger/internal/config"
+	"banger/internal/size"
+)
+
+func TestParse(t *testing.T) {
+	got, err := config.Parse([]byte(`
+default_image_name = "debian-bookworm"
+ssh_key_path = "~/.ssh/id_ed25519"
+mirror = "http://mirror.example/debian"
+log_level = "debug"
+[vm_defaults]
+vcpu = 4
+memory_mib = 4096
+disk_size = "16G"
+`), "/home/alice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := config.Config{
+		DefaultImageName: "debian-bookworm",
+		SSHKeyPath:       "/home/alice/.ssh/id_ed25519",
+		Mirror:           "http://mirror.example/debian",
+		LogLevel:         slog.LevelDebug,
+		Defaults:         config.Sizes{VCPUs: 4, Memory: 4 * size.GiB, Disk: 16 * size.GiB},
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("Parse: -want +got\n%s", d)
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for _, tt := range []struct{ text, want string }{
+		{"default_image = \"x\"", `line 1: there is no key "default_image"`},
+		{"\n[vm_defaults]\nvcpus = 4", `line 3: there is no key "vm_defaults.vcpus"`},
+		{"ssh_key_path = \"keys/id\"", `ssh_key_path: "keys/id" is neither absolute nor begins with ~/`},
+		{"log_level = \"loud\"", "log_level: \"loud\" is not one of"},
+		{"mirror = \"mirror.example\"", "mirror: \"mirror.example\" is not an http, https or file URL"},
+		{"[vm_defaults]\nvcpu = 0", "vm_defaults.vcpu: 0 is not a number of CPUs"},
+		{"[vm_defaults]\nmemory_mib = -1", "vm_defaults.memory_mib: -1"},
+		{"[vm_defaults]\ndisk_size = \"much\"", "vm_defaults.disk_size:"},
+		{"default_image_name = \"../etc\"", "default_image_name:"},
+		{"default_image_name = 7", "line 1:"},
+		{"= nothing", "line 1:"},
+	} {
+		_, err := config.Parse([]byte(tt.text), "/home/alice")
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("Parse(%q) = %v, want it to contain %q", tt.text, err, tt.want)
+		}
+	}
+}
+
+func TestLoad(t *testing.T) {
+	dir := t.TempDir()
+	if c, err := config.Load(dir, ""); err != nil || c != (config.Config{}) {
+		t.Errorf("Load without a file = %+v, %v; want the zero Config", c, err)
+	}
+	path := filepath.Join(dir, config.FileName)
+	if err := os.WriteFile(path, []byte("nonsense = 1"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := config.Load(dir, "")
+	if api.CodeOf(err) != api.Invalid || !strings.Contains(err.Error(), path) {
+		t.Errorf("Load of a bad file = %v, want an invalid error that names %s", err, path)
+	}
+}
+
+func TestResolve(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		flags  config.Sizes
+		config config.Sizes
+		host   config.Host
+		want   config.Resolved
+	}{
+		{
+			name: "a small host gets the floors",
+			host: config.Host{CPUs: 2, Memory: 4 * size.GiB},
+			want: config.Resolved{Spec: api.Spec{VCPUs: 1, MemoryMiB: 1024, DiskBytes: 8 << 30}, VCPUs: api.FromBuiltin, Memory: api.FromBuiltin, Disk: api.FromBuiltin},
+		},
+		{
+			name: "a large host is capped",
+			host: config.Host{CPUs: 64, Memory: 256 * size.GiB},
+			want: config.Resolved{Spec: api.Spec{VCPUs: 4, MemoryMiB: 8192, DiskBytes: 8 << 30}, VCPUs: api.FromHost, Memory: api.FromHost, Disk: api.FromBuiltin},
+		},
+		{
+			name:   "config beats the host",
+			config: config.Sizes{VCPUs: 6, Disk: 16 * size.GiB},
+			host:   config.Host{CPUs: 64, Memory: 24 * size.GiB},
+			want:   config.Resolved{Spec: api.Spec{VCPUs: 6, MemoryMiB: 3072, DiskBytes: 16 << 30}, VCPUs: api.FromConfig, Memory: api.FromHost, Disk: api.FromConfig},
+		},
+		{
+			name:   "a flag beats all",
+			flags:  config.Sizes{VCPUs: 1, Memory: 256 * size.MiB, Disk: size.GiB},
+			config: config.Sizes{VCPUs: 6, Memory: 2 * size.GiB},
+			host:   config.Host{CPUs: 64, Memory: 24 * size.GiB},
+			want:   config.Resolved{Spec: api.Spec{VCPUs: 1, MemoryMiB: 256, DiskBytes: 1 << 30}, VCPUs: api.FromFlag, Memory: api.FromFlag, Disk: api.FromFlag},
+		},
+	} {
+		got, err := config.Config{Defaults: tt.config}.Resolve(tt.flags, tt.host)
+		if err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if d := cmp.Diff(tt.want, got); d != "" {
+			t.Errorf("%s: -want +got\n%s", tt.name, d)
+		}
+	}
+}
+
+func TestCheckRefuses(t *testing.T) {
+	good := api.Spec{VCPUs: 1, MemoryMiB: 1024, DiskBytes: 8 << 30}
+	if err := config.Check(good); err != nil {
+		t.Errorf("Check(%+v) = %v", good, err)
+	}
+	for _, tt := range []struct {
+		spoil func(*api.Spec)
+		want  string
+	}{
+		{func(s *api.Spec) { s.VCPUs = 0 }, "vcpu: 0"},
+		{func(s *api.Spec) { s.VCPUs = 65 }, "vcpu: 65"},
+		{func(s *api.Spec) { s.MemoryMiB = 64 }, "memory: 64MiB"},
+		{func(s *api.Spec) { s.DiskBytes = -1 }, "disk-size: -1B"},
+		{func(s *api.Spec) { s.DiskBytes = 1 << 50 }, "disk-size: 1024TiB"},
+	} {
+		s := good
+		tt.spoil(&s)
+		if err := config.Check(s); api.CodeOf(err) != api.Invalid || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("Check(%+v) = %v, want an invalid error with %q", s, err, tt.want)
+		}
+	}
+}
+
+func TestThisHost(t *testing.T) {
+	if h := config.ThisHost(); h.CPUs < 1 || h.Memory < 64*size.MiB {
+		t.Errorf("ThisHost() = %+v, want CPUs and memory", h)
+	}
+}

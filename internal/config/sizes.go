@@ -1,0 +1,115 @@
+package config
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"banger/internal/api"
+	"banger/internal/size"
+)
+
+// Sizes of a VM; zero means "not said".
+type Sizes struct {
+	VCPUs  int
+	Memory size.Bytes
+	Disk   size.Bytes
+}
+
+// Host is what sizes are derived from.
+type Host struct {
+	CPUs   int
+	Memory size.Bytes // all of it; 0 if unknown
+}
+
+// The floors, and the caps of what is derived from the host. An explicit value
+// may be above a cap, and below a floor down to the least that boots.
+const (
+	floorVCPUs  = 1
+	floorMemory = 1 * size.GiB
+	floorDisk   = 8 * size.GiB
+	capVCPUs    = 4
+	capMemory   = 8 * size.GiB
+
+	leastMemory = 128 * size.MiB // below this Debian's kernel does not reach an init
+	leastDisk   = 256 * size.MiB // of an ext4 with a journal and room for a guest
+	mostVCPUs   = 64
+	mostDisk    = 2 * size.TiB
+)
+
+// Resolved is the size a VM gets, and where each value came from.
+type Resolved struct {
+	Spec   api.Spec
+	VCPUs  api.Source
+	Memory api.Source
+	Disk   api.Source
+}
+
+// ThisHost reads the CPUs and the memory of the host.
+func ThisHost() Host {
+	h := Host{CPUs: runtime.NumCPU()}
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return h // the floor will do
+	}
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "MemTotal:"); ok {
+			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
+			if err == nil {
+				h.Memory = size.Bytes(kib) * size.KiB
+			}
+		}
+	}
+	return h
+}
+
+// Resolve decides the size of a VM: flags, then [vm_defaults], then what the
+// host suggests (a quarter of its CPUs up to 4, an eighth of its memory up to
+// 8 GiB), then the floors. Values that cannot work are refused by name.
+func (c Config) Resolve(flags Sizes, h Host) (Resolved, error) {
+	var r Resolved
+	var vcpus int
+	var memory, disk size.Bytes
+	vcpus, r.VCPUs = pick(flags.VCPUs, c.Defaults.VCPUs, min(h.CPUs/4, capVCPUs), floorVCPUs)
+	memory, r.Memory = pick(flags.Memory, c.Defaults.Memory, roundMiB(min(h.Memory/8, capMemory)), floorMemory)
+	disk, r.Disk = pick(flags.Disk, c.Defaults.Disk, 0, floorDisk)
+	r.Spec = api.Spec{VCPUs: vcpus, MemoryMiB: int64(memory / size.MiB), DiskBytes: int64(disk)}
+	return r, Check(r.Spec)
+}
+
+// pick takes the first value that is said; a value derived from the host that
+// is below the floor counts as not said.
+func pick[T int | size.Bytes](flag, config, host, floor T) (T, api.Source) {
+	switch {
+	case flag != 0:
+		return flag, api.FromFlag
+	case config != 0:
+		return config, api.FromConfig
+	case host > floor:
+		return host, api.FromHost
+	}
+	return floor, api.FromBuiltin
+}
+
+// roundMiB rounds down to 64 MiB, so that the spec line stays readable.
+func roundMiB(b size.Bytes) size.Bytes { return b / (64 * size.MiB) * (64 * size.MiB) }
+
+// Check refuses sizes that no VM can have. The daemon calls it as well as the
+// CLI.
+func Check(s api.Spec) error {
+	refuse := func(format string, args ...any) error {
+		return &api.Error{Code: api.Invalid, Msg: fmt.Sprintf(format, args...), Hint: "sizes are written like --vcpu 2 --memory 2G --disk-size 16G"}
+	}
+	memory, disk := size.Bytes(s.MemoryMiB)*size.MiB, size.Bytes(s.DiskBytes)
+	switch {
+	case s.VCPUs < 1 || s.VCPUs > mostVCPUs:
+		return refuse("vcpu: %d is not between 1 and %d", s.VCPUs, mostVCPUs)
+	case memory < leastMemory:
+		return refuse("memory: %v is less than %v, the least that boots", memory, leastMemory)
+	case disk < leastDisk || disk > mostDisk:
+		return refuse("disk-size: %v is not between %v and %v", disk, leastDisk, mostDisk)
+	}
+	return nil
+}
