@@ -1,0 +1,105 @@
+package machine
+
+import (
+	"context"
+	"fmt"
+
+	"banger/internal/api"
+	"banger/internal/disk"
+	"banger/internal/names"
+)
+
+// Set changes name, sizes or workspace. Sizes need a stopped VM, and the disk
+// only grows; a new name reaches the guest at its next boot.
+func (x *Index) Set(ctx context.Context, ref string, req api.SetMachine) (api.Machine, error) {
+	v, err := x.find(ref)
+	if err != nil {
+		return api.Machine{}, err
+	}
+	if req.Name != nil {
+		if err := names.CheckVM(*req.Name); err != nil {
+			return api.Machine{}, err
+		}
+	}
+	err = v.ask(ctx, patient, func(context.Context) error { return v.set(context.WithoutCancel(ctx), req) })
+	return v.machine(), err
+}
+
+// set is Set in the owner's goroutine; ctx must not end.
+func (v *vm) set(ctx context.Context, req api.SetMachine) (err error) {
+	spec := v.row.Spec
+	if req.VCPUs != nil {
+		spec.VCPUs = *req.VCPUs
+	}
+	if req.MemoryMiB != nil {
+		spec.MemoryMiB = *req.MemoryMiB
+	}
+	if req.DiskBytes != nil {
+		spec.DiskBytes = *req.DiskBytes
+	}
+	if err := spec.Check(); err != nil {
+		return err
+	}
+	if spec != v.row.Spec && v.row.State != api.Stopped {
+		return &api.Error{
+			Code: api.Conflict,
+			Msg:  fmt.Sprintf("VM %q is %s: its size can be changed while it is stopped", v.row.Name, v.row.State),
+			Hint: "stop it with: banger vm stop " + v.row.Name,
+		}
+	}
+	if spec.DiskBytes != v.row.Spec.DiskBytes {
+		if err := disk.Grow(v.path(diskName), spec.DiskBytes); err != nil {
+			return err
+		}
+	}
+	old := v.row.Name
+	if req.Name != nil && *req.Name != old {
+		if err := v.x.rename(v, *req.Name); err != nil {
+			return err
+		}
+		defer func() { v.x.unname(v) }()
+		if err := v.x.cfg.KnownHost(*req.Name, v.id, v.row.Identity.HostKeyPub); err != nil {
+			return fmt.Errorf("renaming VM %q: %w", old, err)
+		}
+	}
+	err = v.save(ctx, v.row.State, func(r *row) {
+		r.Spec = spec
+		if req.Workspace != nil {
+			r.Workspace = req.Workspace
+		}
+		if req.Name != nil {
+			r.Name = *req.Name
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if v.row.Name != old {
+		if err := v.x.cfg.ForgetHost(old, v.id); err != nil {
+			return fmt.Errorf("renaming VM %q: %w", old, err)
+		}
+	}
+	return v.copyRow()
+}
+
+// rename takes a further name for v.
+func (x *Index) rename(v *vm, name string) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.byName[name] != nil {
+		return nameTaken(name)
+	}
+	x.byName[name] = v
+	return nil
+}
+
+// unname gives up all names of v but the one in its row.
+func (x *Index) unname(v *vm) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for name, holder := range x.byName {
+		if holder == v && name != v.row.Name {
+			delete(x.byName, name)
+		}
+	}
+}
