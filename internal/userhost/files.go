@@ -1,0 +1,152 @@
+package userhost
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"banger/internal/api"
+	"banger/internal/companionapi"
+	"banger/internal/host"
+	"banger/internal/kvm"
+	"banger/internal/vmm/qemu"
+
+	"golang.org/x/sys/unix"
+)
+
+// The uids of VMMs if we are root: between the range of systemd's containers
+// and that of foreign images (systemd's UIDS-GIDS), where nobody allocates.
+const (
+	firstUID = 0x70000000
+	uids     = 0x0ffe0000
+	nobody   = 65534
+)
+
+// uidOf derives a VMM's uid from the VM's id: no table to keep, and two VMs
+// share one as rarely as 28 bits of two ids are equal.
+func uidOf(id string) (int, error) {
+	n, err := strconv.ParseUint(id, 16, 64)
+	if err != nil {
+		return 0, fmt.Errorf("deriving a uid: %w", err)
+	}
+	return firstUID + int(n%uids), nil
+}
+
+// credentials chooses the VMM's uid and gid, if we are root. Where uids are
+// mapped and the range is not, as in a container, it is nobody.
+func credentials(c *companionapi.Config, euid int) error {
+	if euid != 0 || c.Driver != qemu.NameKVM && c.Driver != qemu.NameTCG { // the fake one is a test, in directories of its own
+		return nil
+	}
+	uid, err := uidOf(c.ID)
+	if err != nil {
+		return err
+	}
+	f, err := os.Open("/proc/self/uid_map")
+	if err != nil {
+		return fmt.Errorf("reading the uids that there are: %w", err)
+	}
+	defer f.Close()
+	have, err := mapped(f, uid, nobody)
+	if err != nil {
+		return err
+	}
+	c.UID, c.GID = have, have
+	if c.Driver == qemu.NameKVM { // the device is a group's
+		if st, err := os.Stat(kvm.Device); err == nil && st.Mode().Perm()&0o060 == 0o060 {
+			c.GID = int(st.Sys().(*syscall.Stat_t).Gid)
+		}
+	}
+	return nil
+}
+
+// mapped returns the first of uids that a uid_map has (user_namespaces(7)).
+func mapped(uidMap io.Reader, uids ...int) (int, error) {
+	type span struct{ first, n int }
+	var spans []span
+	for sc := bufio.NewScanner(uidMap); sc.Scan(); {
+		f := strings.Fields(sc.Text())
+		if len(f) != 3 {
+			continue
+		}
+		first, err1 := strconv.Atoi(f[0])
+		n, err2 := strconv.Atoi(f[2])
+		if err1 == nil && err2 == nil {
+			spans = append(spans, span{first, n})
+		}
+	}
+	for _, uid := range uids {
+		for _, s := range spans {
+			if uid >= s.first && uid-s.first < s.n {
+				return uid, nil
+			}
+		}
+	}
+	return 0, &api.Error{Code: api.Unsupported, Msg: "running as root where no other uid exists: a VMM must not be root",
+		Hint: "run banger as an ordinary user"}
+}
+
+// readable returns f, or a copy in memory if the VMM's uid could not read it:
+// kernel and initramfs are opened again by the VMM, which checks its rights.
+func readable(f *os.File, uid int) (*os.File, error) {
+	if f == nil {
+		return nil, errors.New("starting the VMM: kernel or initramfs is missing")
+	}
+	if uid == 0 {
+		return f, nil
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("looking at %s: %w", f.Name(), err)
+	}
+	if st.Mode().Perm()&0o004 != 0 {
+		return f, nil
+	}
+	fd, err := unix.MemfdCreate("banger-boot", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("copying %s: %w", f.Name(), err)
+	}
+	m := os.NewFile(uintptr(fd), f.Name())
+	_, err = io.Copy(m, io.NewSectionReader(f, 0, st.Size()))
+	if err == nil {
+		err = m.Chmod(0o444)
+	}
+	if err != nil {
+		m.Close()
+		return nil, fmt.Errorf("copying %s: %w", f.Name(), err)
+	}
+	return m, nil
+}
+
+// checkMode refuses a disk that is not open as it is to be used: a VMM would say
+// so in its own way, or write to what must not be written.
+func checkMode(d host.Disk) error {
+	if d.File == nil {
+		return fmt.Errorf("starting the VMM: disk %q has no file", d.Serial)
+	}
+	raw, err := d.File.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("looking at disk %q: %w", d.Serial, err)
+	}
+	var flags int
+	var got error
+	if err := raw.Control(func(fd uintptr) { flags, got = unix.FcntlInt(fd, unix.F_GETFL, 0) }); err != nil {
+		got = err
+	}
+	if got != nil {
+		return fmt.Errorf("looking at disk %q: %w", d.Serial, got)
+	}
+	want, how := unix.O_RDWR, "reading and writing"
+	if d.ReadOnly {
+		want, how = unix.O_RDONLY, "reading only"
+	}
+	if flags&unix.O_ACCMODE != want {
+		return fmt.Errorf("starting the VMM: disk %q is not open for %s", d.Serial, how)
+	}
+	return nil
+}
