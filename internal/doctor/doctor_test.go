@@ -1,0 +1,191 @@
+package doctor_test
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"strings"
+	"testing"
+
+	"banger/internal/api"
+	"banger/internal/config"
+	"banger/internal/doctor"
+	"banger/internal/kvm"
+	"banger/internal/paths"
+	"banger/internal/size"
+	"banger/internal/version"
+)
+
+// healthy is a host on which every row passes.
+func healthy() (doctor.Host, doctor.Subject) {
+	h := doctor.Host{
+		Arch:     "amd64",
+		UID:      1000,
+		Look:     func(p string) (string, bool) { return "/usr/bin/" + p, true },
+		KVM:      func(context.Context) kvm.Verdict { return kvm.Verdict{Usable: true} },
+		Free:     func(string) (size.Bytes, error) { return 100 * size.GiB, nil },
+		ReadFile: func(string) ([]byte, error) { return nil, fs.ErrNotExist },
+		Recipes:  func() error { return nil },
+		Daemon: func(context.Context) (doctor.Daemon, error) {
+			return doctor.Daemon{
+				Hello:   api.Hello{Version: version.Get().String(), Protocol: api.Protocol, PID: 7},
+				Images:  []api.Image{{Name: "debian"}},
+				Kernels: []api.Kernel{{Name: "linux", Release: "6.1"}},
+			}, nil
+		},
+	}
+	s := doctor.Subject{
+		Layout: paths.Layout{State: "/state", Cache: "/cache", Config: "/config"}, DefaultImage: "debian", DefaultKernel: "linux",
+		Sizes:      config.Resolved{Spec: api.Spec{VCPUs: 2, MemoryMiB: 2048, DiskBytes: 8 << 30}, VCPUs: api.FromHost, Memory: api.FromConfig, Disk: api.FromBuiltin},
+		SSHInclude: true,
+	}
+	return h, s
+}
+
+func TestHealthyHostPasses(t *testing.T) {
+	h, s := healthy()
+	rows := doctor.Run(t.Context(), h, s)
+	for _, r := range rows {
+		if r.Status != doctor.Pass || r.Fix != "" || r.Detail == "" {
+			t.Errorf("on a healthy host: %+v, want PASS with a detail and no fix", r)
+		}
+	}
+	if doctor.Failed(rows) {
+		t.Error("Failed() on a healthy host")
+	}
+}
+
+// spoils makes each row fail or warn once.
+var spoils = []struct {
+	check  string
+	want   doctor.Status
+	spoil  func(*doctor.Host, *doctor.Subject)
+	detail string
+	fix    string
+}{
+	{"architecture", doctor.Fail, func(h *doctor.Host, _ *doctor.Subject) { h.Arch = "arm64" }, "arm64", "x86_64"},
+	{"qemu", doctor.Fail, without("qemu-system-x86_64"), "qemu-system-x86_64 is not installed", "sudo apt install qemu-system-x86"},
+	{"qemu", doctor.Fail, without("qemu-system-x86_64", "apt-get"), "", "sudo dnf install qemu-system-x86"},
+	{"qemu", doctor.Fail, without("qemu-system-x86_64", "apt-get", "dnf"), "", "sudo pacman -S qemu-system-x86"},
+	{"qemu", doctor.Fail, without("qemu-system-x86_64", "apt-get", "dnf", "pacman"), "", "install qemu-system-x86"},
+	{"kvm", doctor.Warn, func(h *doctor.Host, _ *doctor.Subject) {
+		h.KVM = func(context.Context) kvm.Verdict { return kvm.Verdict{Why: "no hardware support"} }
+	}, "no hardware support", "software emulation"},
+	{"mmdebstrap", doctor.Fail, without("mmdebstrap"), "mmdebstrap is not installed", "mmdebstrap"},
+	{"image-build", doctor.Fail, func(h *doctor.Host, _ *doctor.Subject) {
+		h.Recipes = func() error { return &api.Error{Code: api.Missing, Msg: "no subuids", Hint: "usermod"} }
+	}, "no subuids", "usermod"},
+	{"ssh", doctor.Fail, without("ssh"), "ssh", "openssh-client"},
+	{"git", doctor.Warn, without("git"), "git", "git"},
+	{"user-namespaces", doctor.Fail, file("/proc/sys/user/max_user_namespaces", "0\n"), "max_user_namespaces is 0", "sysctl"},
+	{"user-namespaces", doctor.Fail, file("/proc/sys/kernel/unprivileged_userns_clone", "0"), "userns_clone", "sysctl"},
+	{"user-namespaces", doctor.Fail, file("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"), "apparmor", "sysctl"},
+	{"disk-space-state", doctor.Fail, free("/state", size.MiB), "/state has 1MiB free", "make room in /state"},
+	{"disk-space-state", doctor.Warn, free("/state", size.GiB), "/state has 1GiB free", "make room in /state"},
+	{"disk-space-cache", doctor.Fail, free("/cache", size.MiB), "/cache", "make room"},
+	{"disk-space-build", doctor.Fail, free("/var/tmp", size.MiB), "/var/tmp", "make room"},
+	{"disk-space-build", doctor.Warn, func(h *doctor.Host, _ *doctor.Subject) {
+		h.Free = func(string) (size.Bytes, error) { return 0, errors.New("no such file system") }
+	}, "no such file system", "df"},
+	{"config", doctor.Fail, func(_ *doctor.Host, s *doctor.Subject) {
+		s.ConfigErr = &api.Error{Code: api.Invalid, Msg: "line 3", Hint: "edit it"}
+	}, "line 3", "edit it"},
+	{"daemon", doctor.Warn, daemon(func(d *doctor.Daemon) { d.Hello.Version = "v0.0.1" }), "v0.0.1", "banger daemon restart"},
+	{"daemon", doctor.Fail, func(h *doctor.Host, _ *doctor.Subject) {
+		h.Daemon = func(context.Context) (doctor.Daemon, error) {
+			return doctor.Daemon{}, &api.Error{Code: api.Denied, Msg: "not yours"}
+		}
+	}, "not yours", "banger daemon logs"},
+	{"leaks", doctor.Warn, daemon(func(d *doctor.Daemon) { d.Census.Leaks = []string{"pid 7"} }), "pid 7", "banger daemon restart"},
+	{"ssh-config", doctor.Warn, func(_ *doctor.Host, s *doctor.Subject) { s.SSHInclude = false }, "not set up", "banger ssh-config --install"},
+}
+
+func TestEveryRowCanFail(t *testing.T) {
+	// These rows inform; they have nothing that could be wrong.
+	failed := map[string]bool{"vm-defaults": true, "image": true, "kernel": true}
+	for _, tt := range spoils {
+		failed[tt.check] = true
+		h, s := healthy()
+		tt.spoil(&h, &s)
+		for _, r := range doctor.Run(t.Context(), h, s) {
+			if r.Check != tt.check {
+				continue
+			}
+			if r.Status != tt.want || !strings.Contains(r.Detail, tt.detail) || !strings.Contains(r.Fix, tt.fix) || r.Fix == "" {
+				t.Errorf("%s: %+v, want %s with %q and the fix %q", tt.check, r, tt.want, tt.detail, tt.fix)
+			}
+		}
+	}
+	for _, c := range doctor.Checks() {
+		if !failed[c.Name] {
+			t.Errorf("no test makes %s fail", c.Name)
+		}
+	}
+}
+
+func TestDefaultsTellTheirSources(t *testing.T) {
+	h, s := healthy()
+	for _, r := range doctor.Run(t.Context(), h, s) {
+		if want := "2 vCPU (host), 2GiB memory (config), 8GiB disk (builtin)"; r.Check == "vm-defaults" && r.Detail != want {
+			t.Errorf("vm-defaults says %q, want %q", r.Detail, want)
+		}
+	}
+}
+
+func TestWithoutADaemonNothingFails(t *testing.T) {
+	h, s := healthy()
+	h.Daemon = func(context.Context) (doctor.Daemon, error) {
+		return doctor.Daemon{}, &api.Error{Code: api.NotFound, Msg: "not running"}
+	}
+	for _, r := range doctor.Run(t.Context(), h, s) {
+		if r.Status != doctor.Pass {
+			t.Errorf("without a daemon: %+v, want PASS", r)
+		}
+	}
+}
+
+func without(programs ...string) func(*doctor.Host, *doctor.Subject) {
+	return func(h *doctor.Host, _ *doctor.Subject) {
+		h.Look = func(p string) (string, bool) {
+			for _, missing := range programs {
+				if p == missing {
+					return "", false
+				}
+			}
+			return "/usr/bin/" + p, true
+		}
+	}
+}
+
+func file(path, text string) func(*doctor.Host, *doctor.Subject) {
+	return func(h *doctor.Host, _ *doctor.Subject) {
+		h.ReadFile = func(p string) ([]byte, error) {
+			if p == path {
+				return []byte(text), nil
+			}
+			return nil, fs.ErrNotExist
+		}
+	}
+}
+
+func free(dir string, n size.Bytes) func(*doctor.Host, *doctor.Subject) {
+	return func(h *doctor.Host, _ *doctor.Subject) {
+		h.Free = func(d string) (size.Bytes, error) {
+			if d == dir {
+				return n, nil
+			}
+			return 100 * size.GiB, nil
+		}
+	}
+}
+
+func daemon(change func(*doctor.Daemon)) func(*doctor.Host, *doctor.Subject) {
+	return func(h *doctor.Host, _ *doctor.Subject) {
+		was := h.Daemon
+		h.Daemon = func(ctx context.Context) (doctor.Daemon, error) {
+			d, err := was(ctx)
+			change(&d)
+			return d, err
+		}
+	}
+}
