@@ -1,0 +1,119 @@
+package cli
+
+import (
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/spf13/cobra"
+
+	"banger/internal/config"
+	"banger/internal/doctor"
+	"banger/internal/paths"
+	"banger/internal/recipe"
+	"banger/internal/sshconf"
+	"banger/internal/usage"
+)
+
+func (a *app) doctor() *cobra.Command {
+	return &cobra.Command{
+		Use:   "doctor",
+		Short: "say what this host can do, and what it lacks",
+		Long: `doctor checks what VMs need of this host and of your account, and says for each
+thing that is not as it should be what to type. It changes nothing, and exits
+with 125 if anything makes VMs impossible.`,
+		Args: usage.Args(0, 0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := a.subject()
+			if err != nil {
+				return err
+			}
+			rows := doctor.Run(cmd.Context(), a.host(s), s)
+			if err := a.print(rows, func(w io.Writer) { a.doctorTable(w, rows) }); err != nil {
+				return err
+			}
+			if doctor.Failed(rows) {
+				return &guestExit{exitOnly(exitBanger)}
+			}
+			return nil
+		},
+	}
+}
+
+func (a *app) doctorTable(w io.Writer, rows []doctor.Row) {
+	var out [][]string
+	for _, r := range rows {
+		out = append(out, []string{string(r.Status), r.Check, r.Detail})
+		if r.Fix != "" {
+			out = append(out, []string{"", "", "fix: " + r.Fix})
+		}
+	}
+	table(w, "STATUS CHECK DETAIL", out)
+}
+
+// subject gathers what is checked; a configuration that cannot be read is one
+// of the findings, not the end.
+func (a *app) subject() (doctor.Subject, error) {
+	home, err := os.UserHomeDir()
+	if err != nil {
+		home = ""
+	}
+	s := doctor.Subject{DefaultKernel: recipe.DefaultKernel}
+	if a.layout, err = paths.FromEnv(a.Getenv, os.Getuid(), home); err != nil {
+		return s, err
+	}
+	s.Layout = a.layout
+	s.Config, s.ConfigErr = config.Load(a.layout.Config, home)
+	a.config, a.loaded = s.Config, s.ConfigErr == nil
+	s.DefaultImage = a.defaultImage()
+	sizes, err := s.Config.Resolve(config.Sizes{}, config.ThisHost())
+	if err != nil && s.ConfigErr == nil {
+		s.ConfigErr = err
+	}
+	s.Sizes = sizes
+	s.SSHInclude = sshconf.Included(home, filepath.Join(a.layout.Config, "ssh_config"))
+	return s, nil
+}
+
+// host is the real one. The daemon is asked once.
+func (a *app) host(s doctor.Subject) doctor.Host {
+	var once sync.Once
+	var answer doctor.Daemon
+	var answerErr error
+	h := doctor.ThisHost()
+	h.Recipes = func() error {
+		r, err := recipe.Image(recipe.DefaultImage)
+		if err != nil {
+			return err
+		}
+		_, err = recipe.Check(r, recipe.Options{Mirror: s.Config.Mirror, CacheDir: s.Layout.Cache})
+		return err
+	}
+	h.Daemon = func(ctx context.Context) (doctor.Daemon, error) {
+		once.Do(func() { answer, answerErr = a.askDaemon(ctx) })
+		return answer, answerErr
+	}
+	return h
+}
+
+func (a *app) askDaemon(ctx context.Context) (out doctor.Daemon, err error) {
+	if err := a.load(); err != nil {
+		return out, err
+	}
+	d, err := a.existing(ctx)
+	if err != nil {
+		return out, err
+	}
+	defer d.Close()
+	out.Hello = d.Greeting()
+	if out.Images, err = d.Images(ctx); err != nil {
+		return out, err
+	}
+	if out.Kernels, err = d.Kernels(ctx); err != nil {
+		return out, err
+	}
+	out.Census, err = d.Census(ctx)
+	return out, err
+}

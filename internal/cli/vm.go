@@ -1,0 +1,281 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"banger/internal/api"
+	"banger/internal/client"
+	"banger/internal/size"
+	"banger/internal/usage"
+)
+
+func (a *app) vm() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "vm",
+		Short: "make, enter, stop and delete VMs",
+		Long: `VMs are made by "banger vm run" and live until "banger vm delete", unless --rm
+says otherwise. Each has a kernel and a disk of its own.
+
+  banger vm run ./repo -- make test    the command you want most of the time
+  banger vm list                       what there is
+  banger vm ssh NAME                   a shell in one of them
+  banger vm exec NAME -- COMMAND       a command there, exit status kept
+
+A VM is named by its name, its id, or the first four or more digits of the id.`,
+	}
+	c.AddCommand(a.vmRun(), a.vmCreate(), a.vmList("list"), a.vmShow(), a.vmSSH(), a.vmExec(), a.vmCp(), a.vmForward(), a.vmLogs(),
+		a.vmStart(), a.vmStop(), a.vmRestart(), a.vmKill(), a.vmSet(), a.vmDelete(), a.vmPrune())
+	return c
+}
+
+func (a *app) psCmd() *cobra.Command {
+	c := a.vmList("ps")
+	c.Aliases = nil
+	return c
+}
+
+func (a *app) vmList(use string) *cobra.Command {
+	var quiet, running bool
+	c := &cobra.Command{
+		Use:     use,
+		Aliases: []string{"ls"},
+		Short:   "list VMs",
+		Args:    usage.Args(0, 0, "no arguments"),
+		RunE: a.withDaemon(func(ctx context.Context, d *client.Client, _ []string) error {
+			ms, err := d.Machines(ctx)
+			if err != nil {
+				return fmt.Errorf("listing VMs: %w", err)
+			}
+			if running {
+				ms = slices.DeleteFunc(ms, func(m api.Machine) bool { return m.State != api.Running })
+			}
+			if ms == nil {
+				ms = []api.Machine{} // an empty list, not null, in JSON
+			}
+			return a.print(ms, func(w io.Writer) {
+				if quiet {
+					for _, m := range ms {
+						fmt.Fprintln(w, m.Name)
+					}
+					return
+				}
+				a.machineTable(w, ms, running)
+			})
+		}),
+	}
+	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "names only")
+	c.Flags().BoolVarP(&running, "running", "r", false, "only VMs that run")
+	return c
+}
+
+func (a *app) machineTable(w io.Writer, ms []api.Machine, running bool) {
+	switch {
+	case len(ms) == 0 && running:
+		a.note("no VM is running: see all with: banger vm list")
+		return
+	case len(ms) == 0:
+		a.note("no VMs yet: make one with: banger vm run")
+		return
+	}
+	now := time.Now()
+	header := "ID NAME STATE IMAGE VCPU MEM DISK CREATED"
+	workspaces := slices.ContainsFunc(ms, func(m api.Machine) bool { return m.Workspace != nil })
+	if workspaces { // the longest, so last: it may leave a narrow terminal
+		header += " WORKSPACE"
+	}
+	var rows [][]string
+	for _, m := range ms {
+		row := []string{
+			m.ID[:min(8, len(m.ID))], m.Name, string(m.State), m.Image, fmt.Sprint(m.Spec.VCPUs),
+			mib(m.Spec.MemoryMiB), size.Bytes(m.Spec.DiskBytes).String(), ago(now, m.Created),
+		}
+		switch {
+		case m.Workspace != nil:
+			row = append(row, m.Workspace.Source)
+		case workspaces:
+			row = append(row, "-")
+		}
+		rows = append(rows, row)
+	}
+	table(w, header, rows)
+}
+
+func mib(n int64) string { return (size.Bytes(n) * size.MiB).String() }
+
+func (a *app) vmShow() *cobra.Command {
+	return &cobra.Command{
+		Use:               "show NAME",
+		Short:             "show what is known of a VM",
+		Args:              usage.Args(1, 1, "a VM"),
+		ValidArgsFunction: a.complete(machineNames, 1),
+		RunE: a.withDaemon(func(ctx context.Context, d *client.Client, given []string) error {
+			m, err := d.Machine(ctx, given[0])
+			if err != nil {
+				return err
+			}
+			return a.print(m, func(w io.Writer) { showMachine(w, m) })
+		}),
+	}
+}
+
+func showMachine(w io.Writer, m api.Machine) {
+	row := func(key, format string, args ...any) { fmt.Fprintf(w, "%-10s %s\n", key, fmt.Sprintf(format, args...)) }
+	row("name", "%s", m.Name)
+	row("id", "%s", m.ID)
+	state := string(m.State)
+	if m.Stage != "" {
+		state += ", guest at " + string(m.Stage)
+	}
+	if m.Reason != "" {
+		state += " (" + m.Reason + ")"
+	}
+	row("state", "%s", state)
+	row("image", "%s (%.12s)", m.Image, m.ImageID)
+	row("kernel", "%s", m.Kernel)
+	row("size", "%d vCPU, %s memory, %v disk", m.Spec.VCPUs, mib(m.Spec.MemoryMiB), size.Bytes(m.Spec.DiskBytes))
+	row("on disk", "%s", size.Bytes(m.DiskUsed).Short())
+	row("network", "%s", m.Network)
+	if m.Driver != "" {
+		row("driver", "%s", m.Driver)
+	}
+	if m.VMMPID != 0 {
+		row("vmm pid", "%d", m.VMMPID)
+	}
+	if m.Ephemeral {
+		row("lifetime", "deleted when its command or session ends (--rm)")
+	}
+	if m.Workspace != nil {
+		row("workspace", "%s from %s at %.12s", m.Workspace.GuestPath, m.Workspace.Source, dash(m.Workspace.Commit))
+	}
+	row("created", "%s", m.Created.Local().Format(time.RFC3339))
+	if !m.Started.IsZero() {
+		row("started", "%s", m.Started.Local().Format(time.RFC3339))
+	}
+}
+
+func (a *app) vmStop() *cobra.Command {
+	var timeout time.Duration
+	c := a.refCommand("stop", "shut VMs down in order; their disks stay", did("stopped"),
+		func(ctx context.Context, d *client.Client, m api.Machine) (api.Machine, error) {
+			got, err := d.StopMachine(ctx, m.ID, api.StopMachine{TimeoutSeconds: int(timeout.Seconds())})
+			if err == nil && m.State != api.Stopped && got.Reason != "" { // force was needed
+				a.note("banger: %s: %s", got.Name, got.Reason)
+			}
+			return got, err
+		})
+	c.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long the guest may take before it is killed")
+	return c
+}
+
+func (a *app) vmKill() *cobra.Command {
+	var signal string
+	ended := func(m *api.Machine) string {
+		if m != nil && m.State == api.Running {
+			return "signalled, and still running"
+		}
+		return "killed"
+	}
+	c := a.refCommand("kill", "end VMs at once, or send their VMM a signal", ended,
+		func(ctx context.Context, d *client.Client, m api.Machine) (api.Machine, error) {
+			return d.KillMachine(ctx, m.ID, api.KillMachine{Signal: signal})
+		})
+	c.Flags().StringVarP(&signal, "signal", "s", "KILL", "one of TERM, KILL, INT, HUP, QUIT, USR1, USR2, ABRT")
+	usage.Values(c, "signal", "TERM", "KILL", "INT", "HUP", "QUIT", "USR1", "USR2", "ABRT")
+	return c
+}
+
+func (a *app) vmDelete() *cobra.Command {
+	c := a.refCommand("delete", "delete VMs and their disks, running or not", did("deleted"),
+		func(ctx context.Context, d *client.Client, m api.Machine) (api.Machine, error) {
+			return d.DeleteMachine(ctx, m.ID)
+		})
+	c.Aliases = []string{"rm"}
+	return c
+}
+
+func (a *app) vmStart() *cobra.Command {
+	wait := api.StageSockets
+	now := time.Now()
+	started := func(m *api.Machine) string {
+		if m != nil && m.Started.Before(now) {
+			return "runs already"
+		}
+		return "started"
+	}
+	c := a.refCommand("start", "boot stopped VMs", started,
+		func(ctx context.Context, d *client.Client, m api.Machine) (api.Machine, error) {
+			key, err := a.publicKey()
+			if err != nil {
+				return api.Machine{}, err
+			}
+			return d.StartMachine(ctx, m.ID, api.StartMachine{Wait: wait, AuthorizedKey: key}, a.notices)
+		})
+	stageFlag(c, &wait)
+	return c
+}
+
+func (a *app) vmRestart() *cobra.Command {
+	wait := api.StageSockets
+	c := a.refCommand("restart", "stop VMs, if they run, and boot them again", did("restarted"),
+		func(ctx context.Context, d *client.Client, m api.Machine) (api.Machine, error) {
+			key, err := a.publicKey()
+			if err != nil {
+				return api.Machine{}, err
+			}
+			return d.RestartMachine(ctx, m.ID, api.StartMachine{Wait: wait, AuthorizedKey: key}, a.notices)
+		})
+	stageFlag(c, &wait)
+	return c
+}
+
+// notices tells what the daemon wants the user to know, and nothing else.
+func (a *app) notices(ev api.Event) error {
+	if ev.Type == api.EventNotice {
+		a.note("banger: %s", ev.Text)
+	}
+	return nil
+}
+
+func (a *app) vmPrune() *cobra.Command {
+	var force bool
+	c := &cobra.Command{
+		Use:   "prune",
+		Short: "delete all VMs that do not run",
+		Args:  usage.Args(0, 0, "no arguments"),
+	}
+	c.RunE = a.withDaemon(func(ctx context.Context, d *client.Client, _ []string) error {
+		all, err := d.Machines(ctx)
+		if err != nil {
+			return fmt.Errorf("listing VMs: %w", err)
+		}
+		idle := slices.DeleteFunc(all, func(m api.Machine) bool { return m.State != api.Stopped && m.State != api.Failed })
+		if len(idle) == 0 {
+			a.note("nothing to delete: no VM is stopped")
+			return tell(a, []outcome{}, did("deleted"))
+		}
+		if !force {
+			a.machineTable(a.Stderr, idle, false)
+			if err := a.confirm(ctx, fmt.Sprintf("delete %s for good, disks included?", count(len(idle), "VM")), "banger vm prune -f"); err != nil {
+				return err
+			}
+		}
+		refs := make([]string, len(idle))
+		for i, m := range idle {
+			refs[i] = m.ID
+		}
+		return a.each(ctx, d, refs, did("deleted"), func(ctx context.Context, m api.Machine) (api.Machine, error) {
+			if m.State != api.Stopped && m.State != api.Failed { // somebody has started it meanwhile
+				return m, &api.Error{Code: api.Conflict, Msg: fmt.Sprintf("VM %q is %s now and was left alone", m.Name, m.State)}
+			}
+			return d.DeleteMachine(ctx, m.ID)
+		})
+	})
+	c.Flags().BoolVarP(&force, "force", "f", false, "do not ask")
+	return c
+}
