@@ -1,0 +1,177 @@
+package banger_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestLayers holds the import graph to layers.txt. A package may import only
+// packages on a lower layer, so the file reads as the architecture: what sits
+// on what. Test files may import anything.
+func TestLayers(t *testing.T) {
+	layer := readLayers(t)
+	seen := map[string]bool{}
+	for _, p := range goList(t) {
+		seen[p.rel] = true
+		from, ok := layer[p.rel]
+		if !ok {
+			t.Errorf("%s: not in layers.txt", p.rel)
+			continue
+		}
+		for _, dep := range p.internal {
+			if to, ok := layer[dep]; ok && to >= from {
+				t.Errorf("%s (layer %d) imports %s (layer %d)", p.rel, from, dep, to)
+			}
+		}
+	}
+	for rel := range layer {
+		if !seen[rel] {
+			t.Errorf("layers.txt lists %s, which does not exist", rel)
+		}
+	}
+}
+
+// forbidden says what a binary must not link, and why. Patterns are as for
+// path.Match on the import path, or a prefix ending in "/...".
+var forbidden = []struct{ binary, dep, why string }{
+	{"cmd/banger-vsock-agent", "net/http", "it is in every VM's memory, and each megabyte is unpacked at each boot"},
+	{"cmd/banger-vsock-agent", "crypto/tls", "as above"},
+	{"cmd/banger-vsock-agent", "encoding/xml", "as above"},
+	{"cmd/banger-vsock-agent", "modernc.org/...", "the guest keeps no state"},
+	{"cmd/banger-vsock-agent", "banger/internal/store", "as above"},
+	{"cmd/banger-vsock-agent", "banger/internal/machine", "the guest knows nothing of the host's nouns"},
+	{"cmd/banger-vsock-agent", "github.com/spf13/...", "the agent has roles, not flags"},
+	{"cmd/banger-companion", "net/http", "one per VM: it must stay small and speak one small protocol"},
+	{"cmd/banger-companion", "modernc.org/...", "the owner daemon is the only writer of state"},
+	{"cmd/banger-companion", "banger/internal/store", "as above"},
+	{"cmd/banger-companion", "banger/internal/machine", "a companion holds one VMM, not the VMs"},
+	{"cmd/banger", "banger/internal/store", "the CLI holds no state: it asks the daemon"},
+	{"cmd/banger", "modernc.org/...", "as above; and it must start within milliseconds"},
+	{"cmd/banger", "banger/internal/machine", "the CLI parses and prints; VMs are the daemon's"},
+	{"cmd/banger", "banger/internal/userhost", "only the daemon starts VMMs"},
+	{"cmd/banger", "banger/internal/daemon", "the CLI speaks to a daemon, it contains none"},
+	{"cmd/bangerd", "banger/internal/git", "git runs as the user, in the CLI, never in a daemon"},
+	{"cmd/bangerd", "banger/internal/workspace", "as above"},
+	{"cmd/bangerd", "banger/internal/cli", "the daemon prints nothing"},
+	{"cmd/bangerd", "github.com/spf13/...", "the daemon has two flags"},
+	{"*", "testing", "test kits stay in tests"},
+	{"*", "github.com/google/go-cmp/...", "test kits stay in tests"},
+}
+
+// TestForbiddenDependencies checks what each binary links.
+func TestForbiddenDependencies(t *testing.T) {
+	for _, bin := range binaries(t) {
+		deps := strings.Fields(run(t, "go", "list", "-deps", "./"+bin))
+		for _, f := range forbidden {
+			if f.binary != "*" && f.binary != bin {
+				continue
+			}
+			for _, d := range deps {
+				if matches(f.dep, d) {
+					t.Errorf("%s links %s: %s", bin, d, f.why)
+				}
+			}
+		}
+	}
+}
+
+func matches(pattern, importPath string) bool {
+	if prefix, ok := strings.CutSuffix(pattern, "..."); ok {
+		return strings.HasPrefix(importPath, prefix)
+	}
+	return pattern == importPath
+}
+
+func binaries(t *testing.T) []string {
+	t.Helper()
+	entries, err := os.ReadDir("cmd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var bins []string
+	for _, e := range entries {
+		bins = append(bins, path.Join("cmd", e.Name()))
+	}
+	want := []string{"cmd/banger", "cmd/banger-companion", "cmd/banger-vsock-agent", "cmd/bangerd"}
+	if !slices.Equal(bins, want) {
+		t.Errorf("binaries are %v, want %v", bins, want)
+	}
+	return bins
+}
+
+type listed struct {
+	rel      string // import path below the module
+	internal []string
+	files    []string // non-test Go files, relative to the module
+}
+
+func goList(t *testing.T) []listed {
+	t.Helper()
+	out := run(t, "go", "list", "-json=ImportPath,Imports,GoFiles", "./...")
+	var pkgs []listed
+	for d := json.NewDecoder(strings.NewReader(out)); ; {
+		var p struct {
+			ImportPath string
+			Imports    []string
+			GoFiles    []string
+		}
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return pkgs
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		self, ok := strings.CutPrefix(p.ImportPath, "banger/")
+		if !ok {
+			continue // the module root holds only these tests
+		}
+		l := listed{rel: self}
+		for _, i := range p.Imports {
+			if r, ok := strings.CutPrefix(i, "banger/"); ok {
+				l.internal = append(l.internal, r)
+			}
+		}
+		for _, f := range p.GoFiles {
+			l.files = append(l.files, path.Join(self, f))
+		}
+		pkgs = append(pkgs, l)
+	}
+}
+
+func run(t *testing.T, argv ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v", strings.Join(argv, " "), err)
+	}
+	return string(out)
+}
+
+func readLayers(t *testing.T) map[string]int {
+	t.Helper()
+	b, err := os.ReadFile("layers.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := map[string]int{}
+	for line := range strings.Lines(string(b)) {
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		n, pkg, ok := strings.Cut(line, " ")
+		if !ok || n < "0" || n > "9" {
+			t.Fatalf("layers.txt: bad line %q", line)
+		}
+		m[strings.TrimSpace(pkg)] = int(n[0] - '0')
+	}
+	return m
+}
