@@ -112,8 +112,9 @@ func (w *world) cramped(t *testing.T, mib int) (o *world, resize func(mib int)) 
 	keeper.await("mounted")
 	o.by = []string{nsenter, "--mount=/proc/" + strconv.Itoa(keeper.cmd.Process.Pid) + "/ns/mnt", "--"}
 	t.Cleanup(o.end) // before the keeper goes
-	from, to := w.layout(t), o.layout(t)
-	o.sh(t, "mkdir "+to.State+" && cp -r "+from.Kernels+" "+from.Images+" "+to.State)
+	to := o.layout(t).State
+	o.sh(t, "mkdir "+to+" && cp -r "+w.layout(t).Kernels+" "+to)
+	o.must(t, "image", "import", "small", filepath.Join(w.root, "small.tar"))
 	return o, func(mib int) { o.sh(t, fmt.Sprintf("mount -o remount,size=%dm %s", mib, state)) }
 }
 

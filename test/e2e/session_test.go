@@ -188,7 +188,9 @@ func TestTerminalOfExec(t *testing.T) {
 		if got := m.expect("42\r\n"); !strings.Contains(got, "\nvt220\r\n/dev/pts/") {
 			t.Errorf("the shell says %q", got)
 		}
-		m.typed("echo sleeping; sleep 1000\r")
+		// The child speaks for itself: a Ctrl-C between its fork and its being
+		// the foreground would reach the shell, which then waits for it.
+		m.typed("sh -c 'echo sleeping; exec sleep 1000'\r")
 		m.expect("\nsleeping\r\n")
 		m.typed("\x03")
 		m.expect("# ")
