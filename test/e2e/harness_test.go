@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	"banger/internal/api"
+	"banger/internal/procid"
 	"banger/internal/smallimage"
 	"banger/internal/testneed"
 )
@@ -85,8 +87,12 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
-	defer shared.end()
-	return m.Run()
+	code := m.Run()
+	if err := shared.end(); err != nil {
+		fmt.Fprintln(os.Stderr, "ending the shared world:", err)
+		return max(code, 1)
+	}
+	return code
 }
 
 // start builds the binaries, and fills the store with a kernel and the image
@@ -163,29 +169,77 @@ func (w *world) user(name string, base []string) []string {
 	)
 }
 
-// end stops the daemon and everything it started.
-func (w *world) end() {
+// end deletes the VMs, stops the daemon and removes the directories. It may be
+// called twice.
+func (w *world) end() error {
 	if w.root == "" {
-		return
+		return nil
 	}
-	if w.env != nil {
-		var out bytes.Buffer
-		list := w.command(context.Background(), "vm", "list", "-q")
-		list.Stdout = &out
-		_ = list.Run()
-		if names := strings.Fields(out.String()); len(names) > 0 {
-			_ = w.command(context.Background(), append([]string{"vm", "delete"}, names...)...).Run()
-		}
-		_ = w.command(context.Background(), "daemon", "stop").Run()
+	var errs []error
+	if _, err := os.Stat(w.root); err == nil && w.env != nil {
+		errs = append(errs, w.endVMs())
 		if l, err := w.find(); err == nil {
-			_ = os.RemoveAll(l.Runtime) // it may be outside the root
+			errs = append(errs, os.RemoveAll(l.Runtime)) // it may be outside the root
 		}
 	}
 	if *keep {
 		fmt.Println("kept:", w.root)
-		return
+		return errors.Join(errs...)
 	}
-	_ = os.RemoveAll(w.root)
+	return errors.Join(append(errs, os.RemoveAll(w.root))...)
+}
+
+// endVMs deletes all VMs and stops the daemon. It is an error if a process of
+// this world, told by the directories in its environment, is there afterwards.
+func (w *world) endVMs() error {
+	run := func(args ...string) (string, error) {
+		out, err := w.command(context.Background(), args...).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("banger %s: %w: %s", strings.Join(args, " "), err, out)
+		}
+		return string(out), err
+	}
+	out, err := run("vm", "list", "-q")
+	if names := strings.Fields(out); err == nil && len(names) > 0 {
+		_, err = run(append([]string{"vm", "delete"}, names...)...)
+	}
+	_, stop := run("daemon", "stop")
+	return errors.Join(err, stop, w.left())
+}
+
+// left is an error that names the processes of this world that do not end.
+func (w *world) left() error {
+	ctx, cancel := context.WithTimeout(context.Background(), soon)
+	defer cancel()
+	var errs []error
+	environs, err := filepath.Glob("/proc/[0-9]*/environ")
+	if err != nil {
+		return err
+	}
+	for _, path := range environs {
+		b, err := os.ReadFile(path)
+		if err != nil || !bytes.Contains(b, []byte(w.root+"/")) {
+			continue // it has ended, or is nobody of ours
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			return err
+		}
+		id, err := procid.Of(pid)
+		if err != nil {
+			continue // it has ended
+		}
+		p, err := procid.Open(id)
+		if err != nil {
+			continue
+		}
+		if err := p.Wait(ctx); err != nil {
+			argv, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "cmdline"))
+			errs = append(errs, fmt.Errorf("process %d still runs: %q", pid, argv))
+		}
+		errs = append(errs, p.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // useGolden makes sure that the default image is in the store.
@@ -310,6 +364,15 @@ func (w *world) census(t *testing.T) api.Census {
 	return c
 }
 
+// endWith ends the world when the test does.
+func (w *world) endWith(t *testing.T) {
+	t.Cleanup(func() {
+		if err := w.end(); err != nil {
+			t.Errorf("ending the test's world: %v", err)
+		}
+	})
+}
+
 // isolated gives a test a user of its own: its own daemon and store, into which
 // it imports what it needs. It is for tests that kill daemons and count leaks.
 func (w *world) isolated(t *testing.T) *world {
@@ -322,7 +385,7 @@ func (w *world) isolated(t *testing.T) *world {
 	o := &world{bin: w.bin, root: root}
 	o.ready.Do(func() {}) // it is ready as it is
 	o.env = o.user("u", os.Environ())
-	t.Cleanup(o.end)
+	o.endWith(t)
 	t.Cleanup(func() {
 		if log, err := os.ReadFile(o.layout(t).Log); err == nil && t.Failed() {
 			t.Logf("the daemon's log ends:\n%s", log[max(0, len(log)-4<<10):])

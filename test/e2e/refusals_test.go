@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"database/sql"
 	"fmt"
 	"os"
@@ -108,10 +109,11 @@ func (w *world) cramped(t *testing.T, mib int) (o *world, resize func(mib int)) 
 		t.Fatal(err)
 	}
 	script := fmt.Sprintf("mount -t tmpfs -o mode=700,size=%dm tmpfs %s && echo mounted && read -r _", mib, state)
-	keeper := start(t, exec.CommandContext(t.Context(), unshare, "--mount", "--propagation", "private", "sh", "-c", script))
+	// The test's context ends before the cleanups that need the mount.
+	keeper := start(t, exec.CommandContext(context.WithoutCancel(t.Context()), unshare, "--mount", "--propagation", "private", "sh", "-c", script))
 	keeper.await("mounted")
 	o.by = []string{nsenter, "--mount=/proc/" + strconv.Itoa(keeper.cmd.Process.Pid) + "/ns/mnt", "--"}
-	t.Cleanup(o.end) // before the keeper goes
+	o.endWith(t) // before the keeper goes
 	to := o.layout(t).State
 	o.sh(t, "mkdir "+to+" && cp -r "+w.layout(t).Kernels+" "+to)
 	o.must(t, "image", "import", "small", filepath.Join(w.root, "small.tar"))
@@ -295,6 +297,10 @@ func TestStateFile(t *testing.T) {
 		}) {
 			return
 		}
+	}
+	w.sh(t, "mv "+l.DB+" "+l.DB+".newer") // as the hint says
+	if got := w.must(t, "vm", "list", "-q"); got != "keep\n" {
+		t.Errorf("after the hint was followed the VMs are %q, want keep", got)
 	}
 }
 

@@ -39,6 +39,7 @@ var needs = []need{
 	{program: "git", why: "reads workspaces", apt: "git", dnf: "git-core", pacman: "git"},
 	{program: "newuidmap", why: "lets mmdebstrap run without root", apt: "uidmap", dnf: "shadow-utils-subid", pacman: "shadow", user: true},
 	{program: "e2fsck", why: "checks the images we write", apt: "e2fsprogs", dnf: "e2fsprogs", pacman: "e2fsprogs", test: true},
+	{program: "cpio", why: "reads the initramfs we write", apt: "cpio", dnf: "cpio", pacman: "cpio", test: true},
 	{program: "busybox", why: "the tests' small image", apt: "busybox-static", dnf: "busybox", pacman: "busybox", test: true},
 	{program: "gcc", why: "the race detector", apt: "gcc libc6-dev", dnf: "gcc glibc-devel", pacman: "gcc", test: true},
 	{program: "newuidmap", why: "tests of ordinary accounts", apt: "uidmap", dnf: "shadow-utils-subid", pacman: "shadow", test: true},
