@@ -104,7 +104,7 @@ func decompress(payload []byte) ([]byte, error) {
 	case has("\x28\xb5\x2f\xfd"):
 		return unZstd(payload)
 	case has("BZh"):
-		return drain("bzip2", bzip2.NewReader(bytes.NewReader(payload)), sizeAtEnd(payload))
+		return drain("bzip2", bzip2.NewReader(bytes.NewReader(frame(payload))), sizeAtEnd(payload))
 	case has("\xfd7zXZ\x00"):
 		return nil, &UnsupportedError{"xz"}
 	case has("\x5d\x00\x00"):
@@ -127,9 +127,7 @@ func unGzip(payload []byte) ([]byte, error) {
 
 func unZstd(payload []byte) ([]byte, error) {
 	size := sizeAtEnd(payload)
-	// The decoder takes what follows the frame for another frame.
-	frame := payload[:len(payload)-min(4, len(payload))]
-	r, err := zstd.NewReader(bytes.NewReader(frame), zstd.WithDecoderConcurrency(1),
+	r, err := zstd.NewReader(bytes.NewReader(frame(payload)), zstd.WithDecoderConcurrency(1),
 		zstd.WithDecoderMaxMemory(MaxKernel), zstd.WithDecoderMaxWindow(128<<20))
 	if err != nil {
 		return nil, fmt.Errorf("reading kernel: zstd payload: %w", err)
@@ -171,6 +169,10 @@ func unLZ4(payload []byte) ([]byte, error) {
 	}
 	return out, nil
 }
+
+// frame is the payload without the size at its end, which a decoder would take
+// for the beginning of another frame.
+func frame(payload []byte) []byte { return payload[:len(payload)-min(4, len(payload))] }
 
 // sizeAtEnd is the uncompressed size in the payload's last four bytes, where
 // the kernel's build puts it for its own loader.

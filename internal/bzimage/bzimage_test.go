@@ -3,6 +3,7 @@ package bzimage
 import (
 	"bytes"
 	"compress/gzip"
+	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
@@ -103,6 +104,19 @@ func TestExtract(t *testing.T) {
 				t.Errorf("got %d bytes that differ, want the kernel's %d", len(got), len(kernel))
 			}
 		})
+	}
+}
+
+// Go has no encoder for bzip2: this is its encoding of kernelELF(0).
+func TestExtractBzip2(t *testing.T) {
+	payload, err := base64.StdEncoding.DecodeString("QlpoOTFBWSZTWeN1I9IAAAncgHIAACAAAQMEAACgACIaZBoQAwF1Ekhapbb8XckU4UJDjdSPSA==")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := kernelELF(0)
+	got, err := Extract(image(31, withSize(payload, len(want))))
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("got %d bytes and %v, want the kernel's %d", len(got), err, len(want))
 	}
 }
 
