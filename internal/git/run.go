@@ -53,7 +53,6 @@ var overrides = []string{
 	"core.askPass=false",
 	"core.alternateRefsCommand=false",
 	"core.pager=cat",
-	"core.quotePath=false",
 	"credential.helper=",
 	"diff.external=",
 	"gpg.program=false",

@@ -107,6 +107,7 @@ var travelling = []setting{
 	{"core", "eol", []string{"lf", "crlf", "native"}},
 	{"core", "symlinks", []string{"true", "false"}},
 	{"core", "ignorecase", []string{"true", "false"}},
+	{"core", "quotepath", []string{"true", "false"}},
 	{"status", "renames", []string{"true", "false", "copy", "copies"}},
 	{"status", "renamelimit", nil}, // a number
 	{"diff", "renames", []string{"true", "false", "copy", "copies"}},

@@ -165,6 +165,7 @@ func (guest repo) sameAs(host repo) {
 	guest.t.Helper()
 	for _, args := range [][]string{
 		{"status", "--porcelain=v1", "-z", "--untracked-files=no"},
+		{"status", "--porcelain", "--untracked-files=no"},
 		{"ls-files", "-s", "-z", "-v"},
 		{"diff", "--no-ext-diff"},
 		{"diff", "--cached"},
@@ -300,6 +301,11 @@ func TestStates(t *testing.T) {
 		{"quiet status settings", func(r repo) {
 			r.git("config", "status.renames", "false")
 			r.git("mv", "a", "z")
+		}},
+		{"names as they are", func(r repo) {
+			r.git("config", "core.quotePath", "false")
+			r.write("grüße", "x")
+			r.git("add", "grüße")
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
