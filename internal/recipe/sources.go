@@ -185,13 +185,18 @@ func (s *debSource) option(key string, values []string) {
 	}
 }
 
+// isNo reports whether apt takes a word for no.
+func isNo(word string) bool {
+	return slices.Contains([]string{"no", "false", "without", "off", "disable", "0"}, strings.ToLower(word))
+}
+
 // deb822 reads the stanzas of a .sources file.
 func deb822(text string) []debSource {
 	var out []debSource
 	fields, last := map[string][]string{}, ""
 	flush := func() {
 		defer func() { fields, last = map[string][]string{}, "" }()
-		if !slices.Contains(fields["types"], "deb") || slices.Contains(fields["enabled"], "no") {
+		if !slices.Contains(fields["types"], "deb") || slices.ContainsFunc(fields["enabled"], isNo) {
 			return
 		}
 		for _, uri := range fields["uris"] {

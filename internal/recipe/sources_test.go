@@ -52,6 +52,7 @@ func TestHostSources(t *testing.T) {
 		{"deb822", map[string]string{keyring: "k", "etc/apt/sources.list.d/debian.sources": "# a comment\nTypes: deb deb-src\n# another\nURIs: http://mirror.example/debian\n" +
 			"Suites: bookworm\n bookworm-updates\nComponents: main non-free-firmware\nSigned-By: /" + keyring + "\n\n" +
 			"Types: deb\nEnabled: no\nURIs: http://off.example/debian\nSuites: bookworm\nComponents: main\n\n\n" +
+			"Types: deb\nEnabled: False\nURIs: http://off.example/debian\nSuites: bookworm\nComponents: main\n\n" +
 			"Types: deb-src\nURIs: http://src.example/debian\nSuites: bookworm\nComponents: main\n\n" +
 			"Types: deb\nURIs: http://key.example/debian\nSuites: bookworm\nComponents: main\nSigned-By:\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n abc\n"},
 			[]string{"deb [signed-by=/" + keyring + "] http://mirror.example/debian bookworm main",
