@@ -131,16 +131,20 @@ func kernelPath(name string, kind byte) bool {
 	return strings.HasPrefix(name, "boot/vmlinuz-") || strings.HasPrefix(name, "boot/config-") || strings.HasPrefix(name, "lib/modules/")
 }
 
-var signedBy = regexp.MustCompile(` ?\bsigned-by=[^ \]]*`)
+var (
+	signedBy   = regexp.MustCompile(` ?\bsigned-by=[^ \]]*`)
+	credential = regexp.MustCompile(`(https?://)[^/\s]*@`)
+)
 
-// guestSources makes the sources.list of the build one that works in the
-// guest: keyrings of the host are not there, the archive's own keys are.
+// guestSources makes the sources.list of the build one for the guest: keyrings
+// of the host are not there, the archive's own keys are, and what runs in a
+// guest must not learn a name and password that the host has for its mirror.
 func guestSources(in io.Reader) (string, error) {
 	b, err := io.ReadAll(io.LimitReader(in, 1<<20))
 	if err != nil {
 		return "", fmt.Errorf("reading mmdebstrap's tar: %w", err)
 	}
-	text := signedBy.ReplaceAllString(string(b), "")
+	text := credential.ReplaceAllString(signedBy.ReplaceAllString(string(b), ""), "$1")
 	return strings.ReplaceAll(text, "[] ", ""), nil
 }
 

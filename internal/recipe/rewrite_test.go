@@ -90,7 +90,7 @@ func TestRewriteImage(t *testing.T) {
 	in := tarOf(t, dir("."), dir("./dev"), file("./dev/null", ""), dir("./etc"), symbolic("./etc/os-release", "x"), dir("./etc/ssh"), file("./etc/ssh/ssh_host_rsa_key", "secret"),
 		file("./etc/ssh/ssh_config", "kept"), file("./etc/hostname", "of the host\n"), dir("./etc/apt"), file("./etc/apt/apt.conf.d/99mmdebstrap", "x"),
 		file("./etc/dpkg/dpkg.cfg.d/99mmdebstrap", "x"), file("./etc/apt/apt.conf.d/70debconf", "kept"),
-		file("./etc/apt/sources.list", "deb [signed-by=/k.gpg] http://a bookworm main\ndeb [trusted=yes signed-by=/k.gpg] http://b bookworm main\n"),
+		file("./etc/apt/sources.list", "deb [signed-by=/k.gpg] http://me:p@ss@a bookworm main\ndeb [trusted=yes signed-by=/k.gpg] http://b bookworm main\n"),
 		symbolic("./etc/systemd/system/timers.target.wants/apt-daily.timer", "x"), symbolic("./etc/systemd/system/timers.target.wants/fstrim.timer", "x"),
 		dir("./run"), dir("./run/lock"), dir("./tmp"), modeOf(file("./usr/bin/sudo", "bits"), 0o4755), hard("./usr/bin/again", "./usr/bin/sudo"),
 		dir("./var/cache/apt/archives"), file("./var/cache/apt/archives/new_2%3a1.deb", "a package"), file("./var/cache/apt/archives/same_1.deb", "12345"),
