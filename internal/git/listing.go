@@ -94,7 +94,7 @@ func (r *Repo) List(ctx context.Context) (*Listing, error) {
 		}
 	}
 	for _, p := range l.Untracked {
-		if !plainPath(strings.TrimSuffix(p, "/")) {
+		if !below(strings.TrimSuffix(p, "/")) {
 			return nil, fmt.Errorf("listing untracked files: git names %q", p)
 		}
 	}
@@ -211,10 +211,22 @@ func (r *Repo) checkEntry(e *Entry) error {
 	return nil
 }
 
-// plainPath reports whether a path stays below the root and out of .git.
+// plainPath reports whether a path may be in an index: below the root and out
+// of .git, whatever the case of its letters, as git itself has it.
 func plainPath(p string) bool {
 	for part := range strings.SplitSeq(p, "/") {
-		if part == "" || part == "." || part == ".." || strings.EqualFold(part, ".git") {
+		if strings.EqualFold(part, ".git") {
+			return false
+		}
+	}
+	return below(p)
+}
+
+// below reports whether a path stays below the root and out of .git. An
+// untracked .GIT is a file like any other.
+func below(p string) bool {
+	for part := range strings.SplitSeq(p, "/") {
+		if part == "" || part == "." || part == ".." || part == ".git" {
 			return false
 		}
 	}

@@ -433,14 +433,15 @@ func TestUntracked(t *testing.T) {
 	r.commit("one")
 	r.write("new/file", "x")
 	r.write("other", "x")
+	r.write("other.d/.GIT/config", "x") // no repository where case counts
 	r.write(".env", "SECRET")
 	r.write("a.log", "x")
 	r.git("init", "-q", "nested")
 	r.write("nested/f", "x")
 
 	plan, guest := r.pack(workspace.Options{})
-	if plan.SkippedUntracked != 3 {
-		t.Errorf("skipped %d, want 3", plan.SkippedUntracked)
+	if plan.SkippedUntracked != 4 {
+		t.Errorf("skipped %d, want 4", plan.SkippedUntracked)
 	}
 	names := func(dir string) (out []string) {
 		entries, err := os.ReadDir(dir)
@@ -457,7 +458,7 @@ func TestUntracked(t *testing.T) {
 	if plan.SkippedUntracked != 1 {
 		t.Errorf("skipped %d, want 1: the repository inside", plan.SkippedUntracked)
 	}
-	if d := cmp.Diff([]string{".git", ".gitignore", "new", "other"}, names(guest.dir)); d != "" {
+	if d := cmp.Diff([]string{".git", ".gitignore", "new", "other", "other.d"}, names(guest.dir)); d != "" {
 		t.Errorf("guest's files with --include-untracked:\n%s", d)
 	}
 }
