@@ -205,6 +205,9 @@ func TestRefusals(t *testing.T) {
 		{"guest path", func(r repo) (string, workspace.Options) {
 			return r.dir, workspace.Options{GuestPath: "repo"}
 		}, api.Invalid, "guest path"},
+		{"guest path that the boot empties", func(r repo) (string, workspace.Options) {
+			return r.dir, workspace.Options{GuestPath: "/srv/../tmp/repo"}
+		}, api.Invalid, "empties or covers"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -132,9 +134,17 @@ func (p *Plan) checkOptions(o Options) error {
 	if p.GuestPath == "" {
 		p.GuestPath = DefaultGuestPath
 	}
-	if !path.IsAbs(p.GuestPath) || path.Clean(p.GuestPath) != p.GuestPath || p.GuestPath == "/" {
+	p.GuestPath = path.Clean(p.GuestPath) // completion adds slashes
+	if !path.IsAbs(p.GuestPath) || p.GuestPath == "/" {
 		return &api.Error{
 			Code: api.Invalid, Msg: fmt.Sprintf("the guest path %q is not an absolute path below /", p.GuestPath),
+			Hint: "use for instance: --guest-path " + DefaultGuestPath,
+		}
+	}
+	// The workspace comes while the guest boots, and systemd empties /tmp then.
+	if top, _, _ := strings.Cut(p.GuestPath[1:], "/"); slices.Contains([]string{"dev", "proc", "sys", "tmp"}, top) {
+		return &api.Error{
+			Code: api.Invalid, Msg: fmt.Sprintf("the guest path %q is in /%s, which a guest empties or covers while it boots", p.GuestPath, top),
 			Hint: "use for instance: --guest-path " + DefaultGuestPath,
 		}
 	}

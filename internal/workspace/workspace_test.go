@@ -502,8 +502,11 @@ func TestPlan(t *testing.T) {
 	if plan.Root != r.dir || plan.Subdir != "d/sub" || plan.Bytes != 24 || plan.GuestPath != "/root/repo" || plan.Branch != "main" {
 		t.Errorf("plan = %+v", plan)
 	}
-	plan, err = workspace.Inspect(t.Context(), filepath.Join(r.dir, "d"), workspace.Options{})
+	plan, err = workspace.Inspect(t.Context(), filepath.Join(r.dir, "d"), workspace.Options{GuestPath: "/srv//app/"})
 	must(t, err)
+	if plan.GuestPath != "/srv/app" {
+		t.Errorf("guest path = %q, want /srv/app", plan.GuestPath)
+	}
 	notices := []string{
 		"taking the whole repository " + r.dir + ", of which d is a part",
 		"1 untracked file stays here (--include-untracked takes it)",
