@@ -184,7 +184,7 @@ func (r *run) inspect(ctx context.Context) (err error) {
 	r.plan, err = workspace.Inspect(ctx, r.path, workspace.Options{
 		Branch: r.flags.branch, From: r.flags.from,
 		IncludeUntracked: r.flags.includeUntracked, GuestPath: r.flags.guestPath,
-		Scratch: r.layout.Runtime,
+		Scratch: r.layout.Runtime, Spill: r.layout.Cache,
 	})
 	if err != nil {
 		return err

@@ -85,21 +85,11 @@ func (r *Repo) Pack(ctx context.Context, scratch string, h History, further []st
 	return p, nil
 }
 
-// CheckPack packs to nowhere, so that a partial clone which lacks objects is
-// refused early. It runs git once.
-func (r *Repo) CheckPack(ctx context.Context, scratch string, h History, further []string) error {
-	p, err := r.Pack(ctx, scratch, h, further)
-	if p == nil {
-		return err
-	}
-	return errors.Join(err, p.Close())
-}
-
 // packError tells the failures apart that a person can mend.
 func (r *Repo) packError(ctx context.Context, scratch string, complaint *tail, err error) error {
 	err = complaint.explain(ctx, "pack-objects", err)
 	switch {
-	case says(err, "No space left on device", "Disk quota exceeded"):
+	case says(err, "No space left on device", "Disk quota exceeded", "Out of diskspace"):
 		return &api.Error{
 			Code: api.NoSpace, Msg: "no space left in " + scratch + " for the packed history",
 			Hint: "see what fills it with: df -h " + quote(scratch), Err: err,

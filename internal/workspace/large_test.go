@@ -1,6 +1,7 @@
 package workspace_test
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"banger/internal/api"
 	"banger/internal/workspace"
 )
 
@@ -191,6 +193,37 @@ func TestNumberOfProcesses(t *testing.T) {
 		must(t, plan.WriteTar(t.Context(), io.Discard, nil))
 		if got := count(); got > tt.want {
 			t.Errorf("packing with %+v ran git %d times, want at most %d", tt.o, got, tt.want)
+		}
+	}
+}
+
+// A history that does not fit into Scratch goes through Spill.
+func TestSpill(t *testing.T) {
+	r := newRepo(t)
+	r.write("a", "x")
+	r.commit("one")
+	dir, scratch, spill := t.TempDir(), t.TempDir(), t.TempDir()
+	script := "#!/bin/sh\ncase $GIT_OBJECT_DIRECTORY in " + scratch + "/*)\n" +
+		"echo \"fatal: sha1 file 'tmp_pack' write error. Out of diskspace\" >&2; exit 128 ;;\nesac\nexec " + lookGit(t) + " \"$@\"\n"
+	must(t, os.WriteFile(filepath.Join(dir, "git"), []byte(script), 0o755))
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	for _, tt := range []struct {
+		spill string
+		want  api.Code
+	}{{spill, ""}, {"", api.NoSpace}} {
+		plan, err := workspace.Inspect(t.Context(), r.dir, workspace.Options{Scratch: scratch, Spill: tt.spill})
+		must(t, err)
+		var b bytes.Buffer
+		if err := plan.WriteTar(t.Context(), &b, nil); (err != nil || tt.want != "") && api.CodeOf(err) != tt.want {
+			t.Fatalf("WriteTar with Spill %q = %v, want %q", tt.spill, err, tt.want)
+		}
+		if tt.want == "" {
+			unpack(t, &b).sameAs(r)
+		}
+		for _, d := range []string{scratch, spill} {
+			if left, _ := os.ReadDir(d); len(left) != 0 {
+				t.Errorf("%s holds %v, want nothing", d, left)
+			}
 		}
 	}
 }

@@ -2,6 +2,7 @@ package workspace
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
 	"path/filepath"
@@ -32,6 +33,9 @@ type Options struct {
 	// it is written. Its space is needed once, about what .git has for ten
 	// commits. Empty means the system's directory for temporary files.
 	Scratch string
+	// Spill is another, for a history that Scratch, which is best in memory,
+	// is too small for. Empty means none.
+	Spill string
 }
 
 // A State says how a file stands to the index. It is what size, time and mode
@@ -76,6 +80,7 @@ type Plan struct {
 
 	repo    *git.Repo
 	scratch string
+	spill   string
 	ref     string // full name of Branch
 	history git.History
 	further []string // staged blobs, which no commit has
@@ -89,7 +94,7 @@ type Plan struct {
 // runs git five times, once more with a Branch and at most twice more for odd
 // repositories.
 func Inspect(ctx context.Context, dir string, o Options) (*Plan, error) {
-	p := &Plan{GuestPath: o.GuestPath, scratch: o.Scratch}
+	p := &Plan{GuestPath: o.GuestPath, scratch: o.Scratch, spill: o.Spill}
 	if err := p.checkOptions(o); err != nil {
 		return nil, err
 	}
@@ -116,8 +121,12 @@ func Inspect(ctx context.Context, dir string, o Options) (*Plan, error) {
 	if err := p.read(ctx, o); err != nil {
 		return nil, err
 	}
-	if repo.Promisor() != "" {
-		if err := repo.CheckPack(ctx, p.scratchDir(), p.history, p.further); err != nil {
+	if repo.Promisor() != "" { // which may lack objects, better known now
+		pack, err := p.pack(ctx)
+		if pack != nil {
+			err = errors.Join(err, pack.Close())
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

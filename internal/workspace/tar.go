@@ -3,6 +3,7 @@ package workspace
 import (
 	"archive/tar"
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/internal/api"
 	"banger/internal/git"
 )
 
@@ -27,7 +29,7 @@ import (
 // whole one: the caller breaks the transfer off. An error names the file that
 // changed or vanished meanwhile. progress, if not nil, is called from this
 // goroutine with the number of bytes written so far. WriteTar runs git once,
-// twice for a plan that is FromCommit.
+// once more for a plan that is FromCommit or for a full Scratch.
 func (p *Plan) WriteTar(ctx context.Context, w io.Writer, progress func(written int64)) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	type packed struct {
@@ -36,7 +38,7 @@ func (p *Plan) WriteTar(ctx context.Context, w io.Writer, progress func(written 
 	}
 	ready := make(chan packed, 1)
 	go func() { // ends with git, which ends with ctx
-		pack, err := p.repo.Pack(ctx, p.scratchDir(), p.history, p.further)
+		pack, err := p.pack(ctx)
 		ready <- packed{pack, err}
 	}()
 	taken := false
@@ -82,12 +84,23 @@ func (p *Plan) WriteTar(ctx context.Context, w io.Writer, progress func(written 
 	return nil
 }
 
-func (p *Plan) scratchDir() string {
-	if p.scratch == "" {
-		return os.TempDir()
+// pack writes the history to Scratch, or to Spill if it does not fit there. The
+// files' sizes tell beforehand: a directory in memory is not filled for nothing.
+func (p *Plan) pack(ctx context.Context) (*git.Pack, error) {
+	scratch := cmp.Or(p.scratch, os.TempDir())
+	var st unix.Statfs_t
+	tight := unix.Statfs(scratch, &st) == nil && int64(st.Bavail)*st.Bsize < 2*p.Bytes+minScratch
+	if p.spill == "" || !tight {
+		pack, err := p.repo.Pack(ctx, scratch, p.history, p.further)
+		if p.spill == "" || api.CodeOf(err) != api.NoSpace {
+			return pack, err
+		}
 	}
-	return p.scratch
+	return p.repo.Pack(ctx, p.spill, p.history, p.further)
 }
+
+// minScratch is what stays free in Scratch for others.
+const minScratch = 16 << 20
 
 // writeFiles writes the directories and the files and returns the index's
 // entries.
