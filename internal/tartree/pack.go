@@ -119,8 +119,12 @@ func (p *packer) entry(ctx context.Context, dir int, base, name string) error {
 		h.Typeflag, h.Linkname = tar.TypeLink, first
 		return p.write(h)
 	}
-	if st.Nlink > 1 && h.Typeflag != tar.TypeDir && h.Typeflag != 0 {
-		p.seen[id] = name
+	if st.Nlink > 1 && h.Typeflag != tar.TypeDir {
+		defer func(before int64) {
+			if p.stats.Files > before { // else it is left out, and no link to it helps
+				p.seen[id] = name
+			}
+		}(p.stats.Files)
 	}
 	switch h.Typeflag {
 	case 0:

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"banger/internal/tartree"
 	"banger/internal/testneed"
@@ -397,6 +399,36 @@ func TestFileThatChangesKeepsTheTarWhole(t *testing.T) {
 		if b, _ := os.ReadFile(to + "/d/b"); string(b) != "after" {
 			t.Errorf("%s: the file after it holds %q", name, b)
 		}
+	}
+}
+
+// A file that cannot be read takes only itself out of the tar, and its other
+// names, not what follows.
+func TestUnreadableFileWithTwoNames(t *testing.T) {
+	src, dst := t.TempDir(), t.TempDir()
+	err := errors.Join(os.Chmod(filepath.Dir(src), 0o755), os.WriteFile(src+"/a", []byte("secret"), 0),
+		os.Link(src+"/a", src+"/b"), os.WriteFile(src+"/c", []byte("the rest"), 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // which ends with the goroutine: it has lost rights
+		if os.Getuid() == 0 {
+			_ = unix.Setfsuid(65534) // for files, root on this thread no more
+		}
+		_, err := tartree.Pack(t.Context(), &b, src, tartree.PackOptions{Name: "x"})
+		done <- err
+	}()
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "x/a") || !strings.Contains(err.Error(), "x/b") {
+		t.Errorf("Pack: %v, want both names that were left out", err)
+	}
+	if _, err := tartree.Unpack(t.Context(), dst, &b, tartree.Options{}); err != nil {
+		t.Errorf("Unpack: %v", err)
+	}
+	if got, err := os.ReadFile(dst + "/x/c"); string(got) != "the rest" {
+		t.Errorf("what follows is %q, %v", got, err)
 	}
 }
 
