@@ -74,11 +74,14 @@ func startOf(pid int) (uint64, error) {
 		return 0, errors.New("its stat line has no name")
 	}
 	f := bytes.Fields(b[i+1:]) // f[0] is field 3, the state
-	const state, start = 0, 22 - 3
+	const state, threads, start = 0, 20 - 3, 22 - 3
 	if len(f) <= start {
 		return 0, errors.New("its stat line is short")
 	}
-	if s := f[state][0]; s == 'Z' || s == 'X' || s == 'x' {
+	// A killed process is shown as a zombie when its first thread has ended. As
+	// long as another has not, its files are open and its locks held.
+	others := len(f[threads]) > 1 || f[threads][0] > '1'
+	if s := f[state][0]; s == 'X' || s == 'x' || s == 'Z' && !others {
 		return 0, ErrDead
 	}
 	return strconv.ParseUint(string(f[start]), 10, 64)

@@ -3,8 +3,12 @@ package procid_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"os"
 	"os/exec"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -49,6 +53,58 @@ func TestSelfIsAliveAndOthersAreNot(t *testing.T) {
 		if p, err := procid.Open(id); !errors.Is(err, procid.ErrDead) {
 			t.Errorf("%s: Open() = %v, %v; want ErrDead", name, p, err)
 		}
+	}
+}
+
+// halfEnv makes this test binary a process whose first thread ends at once; the
+// others live until its stdin is closed.
+const halfEnv = "BANGER_TEST_HALF_DEAD"
+
+func init() {
+	if os.Getenv(halfEnv) == "" {
+		return
+	}
+	runtime.LockOSThread() // initialisers run on the first thread
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}()
+	_, _, _ = unix.Syscall(unix.SYS_EXIT, 0, 0, 0) // of the thread; exit_group is that of the process
+}
+
+// A process that is killed dies thread by thread, and holds its files and locks
+// until the last: whoever takes it for dead before meets them.
+func TestHalfDeadIsAlive(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.CommandContext(t.Context(), self)
+	c.Env = append(os.Environ(), halfEnv+"=1")
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for zombie := false; !zombie && t.Context().Err() == nil; runtime.Gosched() {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		zombie = strings.Contains(string(b), ") Z ")
+	}
+	id, err := procid.Of(c.Process.Pid)
+	if err != nil || !id.Alive() {
+		t.Errorf("Of() = %v, %v, Alive() = %v while a thread lives; want it alive", id, err, id.Alive())
+	}
+	in.Close()
+	if err := c.Wait(); err != nil {
+		t.Error(err)
+	}
+	if id.Alive() {
+		t.Error("Alive() = true after the last thread")
 	}
 }
 
