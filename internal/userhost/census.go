@@ -187,6 +187,17 @@ func (h *Host) killAll(ctx context.Context, dir string) error {
 	return fmt.Errorf("ending the processes of %s: there are always more", dir)
 }
 
+// killCompanions ends the companions of a VM, recorded or not.
+func (h *Host) killCompanions(ctx context.Context, dir string) error {
+	all, err := h.processes()
+	for _, f := range all {
+		if f.dir == dir && f.companion {
+			err = errors.Join(err, kill(ctx, f.id))
+		}
+	}
+	return err
+}
+
 func order(f found) int {
 	if f.companion {
 		return 1

@@ -222,20 +222,40 @@ func (h *Host) Adopt(ctx context.Context, saved host.Record) (host.Run, error) {
 		return nil, &host.Gone{Exit: h.exitOf(ctx, dir, rec)}
 	}
 	if !h.answers(ctx, dir, rec) {
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		if err := kill(ctx, rec.Companion); err != nil {
+		if rec, err = h.replace(ctx, dir, rec); err != nil {
 			return nil, err
-		}
-		if rec, err = h.takeOver(ctx, dir, rec); err != nil {
-			if !rec.VMM.Alive() {
-				return nil, &host.Gone{Exit: h.exitOf(ctx, dir, rec)}
-			}
-			return nil, fmt.Errorf("taking over VM %s: %w", rec.ID, err)
 		}
 	}
 	return h.hold(ctx, dir, rec)
+}
+
+// replace puts a companion in the place of one that is dead or hangs. One that
+// is just being started, by our own watch or by a process that died over it,
+// holds the socket without being on record: it goes first. A VMM that cannot be
+// taken over is ended while it is known who it is: its directory may be gone,
+// and Release finds nothing without.
+func (h *Host) replace(ctx context.Context, dir string, rec host.Record) (host.Record, error) {
+	h.mu.Lock()
+	r := h.runs[rec.ID]
+	delete(h.runs, rec.ID)
+	h.mu.Unlock()
+	if r != nil {
+		r.let()
+	}
+	err := errors.Join(kill(ctx, rec.Companion), h.killCompanions(ctx, dir))
+	now := rec
+	if err == nil {
+		now, err = h.takeOver(ctx, dir, rec)
+	}
+	switch {
+	case err == nil:
+		return now, nil
+	case ctx.Err() != nil:
+		return rec, context.Cause(ctx)
+	case !rec.VMM.Alive():
+		return rec, &host.Gone{Exit: h.exitOf(ctx, dir, rec)}
+	}
+	return rec, errors.Join(fmt.Errorf("taking over VM %s: %w", rec.ID, err), kill(ctx, rec.VMM))
 }
 
 // answers reports whether the recorded companion is there and speaks our

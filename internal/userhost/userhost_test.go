@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -177,6 +178,115 @@ func TestAdoptReplacesACompanionThatHangs(t *testing.T) {
 	}
 	hosttest.Home(t.Context(), t, again, api.StageAgent)
 	hosttest.Release(t, second, spec.ID)
+}
+
+// A companion that is just being started in the place of a dead one is on no
+// record, but holds the socket: who adopts the VM meanwhile gets past it.
+func TestAdoptWhileACompanionIsReplaced(t *testing.T) {
+	t.Parallel()
+	h, spec := vmtest.Host(t, userhost.Config{}), vmtest.FakeSpec(t, "")
+	r := hosttest.Launch(t, h, spec)
+	hosttest.Home(t.Context(), t, r, api.StageAgent)
+	rec := r.Record()
+	signal(t, rec.VMM, syscall.SIGSTOP) // a busy host: who takes over has to wait
+	awaitStop(t, rec.VMM.PID)
+	signal(t, rec.Companion, syscall.SIGKILL)
+	second := awaitCompanion(t, h, spec.ID, nil, rec.Companion.PID)
+	adopted := make(chan error, 1)
+	go func() {
+		_, err := h.Adopt(t.Context(), rec)
+		adopted <- err
+	}()
+	awaitCompanion(t, h, spec.ID, adopted, rec.Companion.PID, second)
+	signal(t, rec.VMM, syscall.SIGCONT)
+	if err := <-adopted; err != nil {
+		t.Fatalf("Adopt() = %v", hosttest.Explain(err))
+	}
+	hosttest.Home(t.Context(), t, r, api.StageAgent)
+	hosttest.Release(t, h, spec.ID)
+}
+
+// The daemon dies while it replaces a companion: the next one is not kept out by
+// what it has started.
+func TestAdoptAfterADeathInATakeover(t *testing.T) {
+	t.Parallel()
+	dir := vmtest.ShortDir(t)
+	first, spec := vmtest.Host(t, userhost.Config{RunDir: dir}), vmtest.FakeSpec(t, "")
+	r := hosttest.Launch(t, first, spec)
+	hosttest.Home(t.Context(), t, r, api.StageAgent)
+	rec := r.Record()
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	signal(t, rec.Companion, syscall.SIGKILL)
+	second := vmtest.Host(t, userhost.Config{RunDir: dir, Env: []string{crash.Env + "=companion.listening=stop"}})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := second.Adopt(ctx, rec)
+		done <- err
+	}()
+	awaitStop(t, awaitCompanion(t, second, spec.ID, done, rec.Companion.PID))
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("Adopt() = %v, want that its context ended", err)
+	}
+	third := vmtest.Host(t, userhost.Config{RunDir: dir})
+	again, err := third.Adopt(t.Context(), rec)
+	if err != nil {
+		t.Fatalf("Adopt() = %v", hosttest.Explain(err))
+	}
+	hosttest.Home(t.Context(), t, again, api.StageAgent)
+	hosttest.Release(t, third, spec.ID)
+}
+
+// A logout takes the runtime directory away, and a later daemon has another: a
+// VM that cannot be taken over is ended, since nobody could find it again.
+func TestAdoptWithoutTheDirectory(t *testing.T) {
+	t.Parallel()
+	dir := vmtest.ShortDir(t)
+	first, spec := vmtest.Host(t, userhost.Config{RunDir: dir}), vmtest.FakeSpec(t, "")
+	r := hosttest.Launch(t, first, spec)
+	if err := errors.Join(first.Close(), os.RemoveAll(dir)); err != nil {
+		t.Fatal(err)
+	}
+	second := vmtest.Host(t, userhost.Config{})
+	if _, err := second.Adopt(t.Context(), r.Record()); err == nil {
+		t.Error("Adopt() = nil without a directory")
+	}
+	hosttest.Release(t, second, spec.ID)
+	if rec := r.Record(); rec.VMM.Alive() || rec.Companion.Alive() {
+		t.Errorf("VMM %v or companion %v lives on, and nobody knows of it", rec.VMM, rec.Companion)
+	}
+}
+
+// signal sends sig to a process.
+func signal(t *testing.T, id procid.ID, sig syscall.Signal) {
+	t.Helper()
+	p, err := procid.Open(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := p.Signal(sig); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// awaitCompanion waits until a VM has a companion that is none of known, or
+// until over, which keeps what it holds.
+func awaitCompanion(t *testing.T, h host.Host, id string, over chan error, known ...int) int {
+	t.Helper()
+	for len(over) == 0 {
+		if t.Context().Err() != nil {
+			t.Fatal("no companion comes")
+		}
+		if v := hosttest.Find(t, h, id); v != nil && v.Companion != 0 && !slices.Contains(known, v.Companion) {
+			return v.Companion
+		}
+	}
+	return 0
 }
 
 // awaitStop waits until no thread of a process runs any more.
