@@ -94,40 +94,25 @@ func (v *vm) log(doing string, err error) {
 // gonePast notes the end of a VMM that ended while no daemon looked, or that
 // cannot be adopted.
 func (v *vm) gonePast(life context.Context, cause error) error {
-	reason, reboot := "it cannot be taken over: "+cause.Error(), false
+	exit := host.Exit{Reason: "it cannot be taken over: " + cause.Error()}
 	if errors.Is(cause, host.ErrGone) {
-		reason = "its VMM ended while the daemon was away"
+		exit.Reason = "its VMM ended while the daemon was away"
 	}
 	if g, ok := errors.AsType[*host.Gone](cause); ok {
-		reason, reboot = g.Exit.Reason, g.Exit.Reboot
-		if g.Exit.Asked {
-			reason = ""
-		}
+		exit = g.Exit
 	}
-	clean := context.WithoutCancel(life)
-	v.x.cfg.Log.Info("VMM is gone", "vm", v.row.Name, "reason", reason)
-	switch {
-	case v.row.State == api.Failed:
-		if err := v.x.cfg.Host.Release(clean, v.id); err != nil {
-			return err
-		}
-		return v.save(clean, api.Failed, func(r *row) { r.Record = nil })
-	case reboot && v.row.State == api.Running && !v.row.Ephemeral:
-		return v.start(clean, life, "", &teller{})
-	case v.row.State == api.Stopped && v.row.Reason != "":
-		reason = v.row.Reason // an older reason is the better one
-	}
-	return v.settle(clean, reason)
+	v.x.cfg.Log.Info("VMM is gone", "vm", v.row.Name, "reason", exit.Reason, "asked", exit.Asked)
+	return v.over(life, exit)
 }
 
 // resume waits for the rest of a boot that an earlier daemon began; one that
-// stays silent is tried anew.
+// stays silent is tried anew, but not for a lease that nobody would take again.
 func (v *vm) resume(life context.Context) error {
 	clean := context.WithoutCancel(life)
 	ctx, over := v.haltable(clean, life, stopping)
 	err := v.awaitAgent(ctx, life, &teller{})
 	over()
-	if _, silent := errors.AsType[*silence](err); silent {
+	if _, silent := errors.AsType[*silence](err); silent && !v.row.Ephemeral {
 		return v.start(clean, life, "", &teller{})
 	}
 	if err != nil && !closing(err) && v.row.State == api.Starting {

@@ -215,7 +215,11 @@ func (v *vm) awaitAgent(ctx, life context.Context, t *teller) error {
 				t.notice(printable.Line(e.Text, 200))
 			}
 		case <-v.run.Done():
-			return &silence{v.row.Name, "ended before its guest called home: " + v.run.Exit().Reason, true}
+			end := &silence{v.row.Name, "ended before its guest called home: " + v.run.Exit().Reason, true}
+			if v.run.Exit().Asked { // whoever held its lease has gone, or had it killed
+				return &api.Error{Code: api.Interrupted, Msg: end.Error()}
+			}
+			return end
 		case err := <-v.watch.lost:
 			if !v.waitEnd(ctx) { // else Done has the better reason
 				return &silence{v.row.Name, "lost its companion before its guest called home: " + err.Error(), true}

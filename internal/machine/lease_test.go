@@ -2,10 +2,14 @@ package machine_test
 
 import (
 	"context"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"banger/internal/api"
 	"banger/internal/host"
+	"banger/internal/host/fakehost"
 )
 
 // createEphemeral begins a --rm create and returns when it has told its
@@ -98,6 +102,74 @@ func TestEphemeralGoesHoweverItEnds(t *testing.T) {
 				t.Errorf("Create = %v", err)
 			}
 			w.clean(t)
+		})
+	}
+}
+
+// bootBriefly begins a --rm create whose guest is silent, and returns when its
+// lease is taken; end is the client that is killed, over gets what Create returns.
+func bootBriefly(t *testing.T, w *world) (m api.Machine, end func(), over <-chan error) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		_, _, err := w.create(t.Context(), api.CreateMachine{Name: "brief", Ephemeral: true})
+		done <- err
+	}()
+	synctest.Wait()
+	m, err := w.x.Get("brief")
+	if err != nil || m.State != api.Starting {
+		t.Fatalf("VM = %+v, %v; want it starting", m, err)
+	}
+	if end, err = w.host.TakeLease(m.ID); err != nil {
+		t.Fatal(err)
+	}
+	return m, end, done
+}
+
+// A client that is killed during the boot takes its VM along: nobody would wait
+// for a second attempt, nor take its lease.
+func TestBootIsNotTriedAgainWithoutItsLease(t *testing.T) {
+	inBubble(t, behave(fakehost.Behaviour{Silent: true}), func(t *testing.T, w *world) {
+		m, end, over := bootBriefly(t, w)
+		end()
+		if err := <-over; api.CodeOf(err) != api.Interrupted || !strings.Contains(err.Error(), "its lease ended") {
+			t.Errorf("Create = %v, want that the lease ended", err)
+		}
+		if got, n := w.state("brief"), w.host.Launches(m.ID); got != "" || n != 1 {
+			t.Errorf("the VM is %q after %d launches, want it gone after one", got, n)
+		}
+	})
+}
+
+// The same with a daemon that has come in the middle of the boot.
+func TestResumedBootIsNotTriedAgainForALease(t *testing.T) {
+	for name, ends := range map[string]func(end func()){
+		"silent": func(func()) { <-time.After(time.Minute) }, // more than an agent has
+		"ended":  func(end func()) { end() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			synctest.Test(t, func(t *testing.T) {
+				silent := fakehost.Behaviour{Silent: true}
+				w := newWorld(t, dir, behave(silent))
+				m, _, over := bootBriefly(t, w)
+				w.stop()
+				if err := <-over; api.CodeOf(err) != api.Interrupted {
+					t.Errorf("Create = %v, want that the daemon ended", err)
+				}
+				w = newWorld(t, dir, func(w *world) { w.host.Adopted = silent })
+				end, err := w.host.TakeLease(m.ID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ends(end)
+				synctest.Wait()
+				if got, n := w.state("brief"), w.host.Launches(m.ID); got != "" || n != 0 {
+					t.Errorf("the VM is %q after %d launches, want it gone without one", got, n)
+				}
+				w.clean(t)
+				w.stop()
+			})
 		})
 	}
 }

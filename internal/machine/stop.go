@@ -10,6 +10,7 @@ import (
 
 	"banger/internal/api"
 	"banger/internal/crash"
+	"banger/internal/host"
 )
 
 const (
@@ -182,25 +183,27 @@ func (v *vm) kill(ctx context.Context, sig syscall.Signal) error {
 // onExit is called when the VMM has ended although no operation of ours was
 // under way.
 func (v *vm) onExit(life context.Context) {
-	clean := context.WithoutCancel(life)
 	exit := v.run.Exit()
 	v.x.cfg.Log.Info("VMM has ended", "vm", v.row.Name, "reason", exit.Reason, "asked", exit.Asked)
+	v.log("after the end of a VMM", v.over(life, exit))
+}
+
+// over brings a VM whose VMM has ended to where that leads.
+func (v *vm) over(life context.Context, exit host.Exit) error {
+	clean := context.WithoutCancel(life)
 	reason := exit.Reason
 	if exit.Asked {
 		reason = ""
 	}
-	var err error
 	switch {
 	case v.row.State == api.Failed:
-		err = v.x.cfg.Host.Release(clean, v.id)
+		err := v.x.cfg.Host.Release(clean, v.id)
 		v.unfollow()
-		err = errors.Join(err, v.save(clean, api.Failed, func(r *row) { r.Record = nil }))
+		return errors.Join(err, v.save(clean, api.Failed, func(r *row) { r.Record = nil }))
 	case exit.Reboot && v.row.State == api.Running && !v.row.Ephemeral:
-		err = v.start(clean, life, "", &teller{})
-	default:
-		err = v.settle(clean, reason)
+		return v.start(clean, life, "", &teller{})
+	case v.row.State == api.Stopped && v.row.Reason != "":
+		reason = v.row.Reason // an older reason is the better one
 	}
-	if err != nil && !closing(err) {
-		v.x.cfg.Log.Error("after the end of a VMM", "vm", v.row.Name, "err", err)
-	}
+	return v.settle(clean, reason)
 }

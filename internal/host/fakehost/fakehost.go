@@ -39,6 +39,8 @@ type Host struct {
 	Dir string
 	// Behave says how the n-th launch (from 1) of a VM goes; may be nil.
 	Behave func(id string, n int) Behaviour
+	// Adopted says how the guests go on that are adopted.
+	Adopted Behaviour
 
 	mu       sync.Mutex
 	runs     map[string]*Run
@@ -146,7 +148,7 @@ func (h *Host) Adopt(_ context.Context, rec host.Record) (host.Run, error) {
 		old.loseCompanion()
 	}
 	r := h.newRun(rec)
-	h.play(r, Behaviour{})
+	h.play(r, h.Adopted)
 	return r, nil
 }
 
