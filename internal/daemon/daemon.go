@@ -168,6 +168,11 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if d.db.Fresh() {
+		if err := d.db.Rebuilt(ctx); err != nil {
+			return err
+		}
+	}
 	d.pulls.images = d.pullImages(&claim.Book[api.Image]{})
 	d.pulls.kernels = d.pullKernels(&claim.Book[api.Kernel]{})
 	return nil

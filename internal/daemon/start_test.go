@@ -16,6 +16,9 @@ import (
 
 	"banger/internal/api"
 	"banger/internal/client"
+	"banger/internal/image"
+	"banger/internal/kernel"
+	"banger/internal/machine"
 	"banger/internal/store"
 )
 
@@ -239,6 +242,54 @@ func TestRestarts(t *testing.T) {
 			t.Errorf("Shutdown() = %v", err)
 		}
 	}
+}
+
+// A state file that was lost is made again from what lies beside it, also if the
+// first daemon that tries dies when it has just made an empty one.
+func TestLostStateIsRebuilt(t *testing.T) {
+	w := newWorld(t)
+	defer w.end(t)
+	c := w.connect(t)
+	stock(t, c)
+	if _, err := c.CreateMachine(t.Context(), create("web"), nil); err != nil {
+		t.Fatal(err)
+	}
+	w.end(t)
+	if err := os.Remove(w.layout.DB); err != nil {
+		t.Fatal(err)
+	}
+	if !w.fresh(t) {
+		t.Error("a new state file is not fresh")
+	}
+	c = w.connect(t)
+	if m, err := c.Machine(t.Context(), "web"); err != nil || m.State != api.Running {
+		t.Errorf("Machine() = %+v, %v; want it running", m, err)
+	}
+	is, err := c.Images(t.Context())
+	ks, kerr := c.Kernels(t.Context())
+	if err != nil || kerr != nil || len(is) != 1 || len(ks) != 1 {
+		t.Errorf("Images() = %v, %v, Kernels() = %v, %v; want one of each", is, err, ks, kerr)
+	}
+	if _, err := c.DeleteMachine(t.Context(), "web"); err != nil {
+		t.Errorf("DeleteMachine() = %v", err)
+	}
+	clean(t, c)
+	w.end(t)
+	if w.fresh(t) {
+		t.Error("the state file is to be rebuilt again")
+	}
+}
+
+// fresh opens the state as a daemon would that dies at once.
+func (w world) fresh(t *testing.T) bool {
+	t.Helper()
+	steps := append(append(machine.Migrations(), image.Migrations(2)...), kernel.Migrations(3)...)
+	db, err := store.Open(t.Context(), store.Config{Path: w.layout.DB, Migrations: steps})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	return db.Fresh()
 }
 
 func TestKilledDaemonIsReplacedAndFindsItsVMs(t *testing.T) {

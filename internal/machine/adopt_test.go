@@ -12,6 +12,8 @@ import (
 	"banger/internal/api"
 	"banger/internal/host"
 	"banger/internal/host/fakehost"
+	"banger/internal/machine"
+	"banger/internal/store"
 )
 
 func TestRestartOfTheDaemon(t *testing.T) {
@@ -114,6 +116,14 @@ func TestLostStateIsRebuilt(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := os.Remove(filepath.Join(dir, "state.db")); err != nil {
+		t.Fatal(err)
+	}
+	// A daemon that dies right after it has made another leaves all to the next.
+	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(dir, "state.db"), Migrations: machine.Migrations()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Close(); err != nil {
 		t.Fatal(err)
 	}
 	w = newWorld(t, dir, nil)

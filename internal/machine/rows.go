@@ -207,11 +207,18 @@ func (x *Index) setAside(ctx context.Context, id string) error {
 	return x.cfg.Store.Tx(ctx, func(tx *sql.Tx) error { return drop(ctx, tx, id) })
 }
 
-// rebuild fills a new state file with what the VMs' directories say.
+// rebuild fills a new state file with what the VMs' directories say, from the
+// beginning if an earlier daemon died over it.
 func (x *Index) rebuild(ctx context.Context) error {
 	ids, err := x.dirs()
 	if err != nil {
 		return err
+	}
+	if err := x.cfg.Store.Tx(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, "DELETE FROM machines")
+		return err
+	}); err != nil {
+		return fmt.Errorf("beginning to rebuild: %w", err)
 	}
 	taken := map[string]bool{}
 	for _, id := range ids {

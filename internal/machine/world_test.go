@@ -106,6 +106,9 @@ func enter(ctx context.Context, dir string, limits machine.Limits) (*world, erro
 
 // run runs the world until stop.
 func (w *world) run(ctx context.Context) {
+	if err := w.st.Rebuilt(ctx); err != nil {
+		panic(err) // the world's directory has gone
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	over := make(chan struct{})
 	go func() {

@@ -90,14 +90,18 @@ func Open[T any](ctx context.Context, cfg Config) (*Shelf[T], error) {
 	return s, s.Sweep(ctx)
 }
 
-// rebuild names what lies in the directories. If two claim one name, both
-// digests are kept under it and its first digits.
+// rebuild names what lies in the directories, from the beginning if an earlier
+// daemon died over it. If two claim one name, both digests are kept under it and
+// its first digits.
 func (s *Shelf[T]) rebuild(ctx context.Context) error {
 	ids, err := s.IDs()
 	if err != nil {
 		return err
 	}
 	return s.cfg.Tx(ctx, func(tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, "DELETE FROM "+s.cfg.Table); err != nil {
+			return fmt.Errorf("beginning to rebuild: %w", err)
+		}
 		for _, id := range ids {
 			e, err := s.Manifest(id)
 			if err != nil {

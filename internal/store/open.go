@@ -146,11 +146,15 @@ func open(ctx context.Context, path string, steps []Migration) (s *Store, err er
 	if _, err := db.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", version)); err != nil && (version == 0 || !IsFull(err)) {
 		return nil, sentence(path, fmt.Errorf("writing the header: %w", err))
 	}
-	s = &Store{db: db, path: path, fresh: version == 0}
+	s = &Store{db: db, path: path}
 	for _, m := range steps[version:] {
 		if err := s.apply(ctx, m); err != nil {
 			return nil, sentence(path, fmt.Errorf("applying migration %d of %s: %w", m.Number, m.Noun, err))
 		}
+	}
+	row := db.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_schema WHERE name = ?", rebuilding)
+	if err := row.Scan(&s.fresh); err != nil {
+		return nil, sentence(path, fmt.Errorf("looking for what is to be rebuilt: %w", err))
 	}
 	return s, nil
 }
@@ -223,7 +227,8 @@ func (s *Store) apply(ctx context.Context, m Migration) error {
 		text := m.SQL
 		if m.Number == 1 {
 			text = fmt.Sprintf(`PRAGMA application_id = %d;
-				CREATE TABLE migrations (number INTEGER PRIMARY KEY, noun TEXT NOT NULL) STRICT;`, applicationID) + text
+				CREATE TABLE migrations (number INTEGER PRIMARY KEY, noun TEXT NOT NULL) STRICT;
+				CREATE TABLE %s (reason TEXT) STRICT;`, applicationID, rebuilding) + text
 		}
 		if _, err := tx.ExecContext(ctx, text); err != nil {
 			return err

@@ -31,9 +31,24 @@ type Store struct {
 // or "".
 func (s *Store) SetAside() string { return s.setAside }
 
-// Fresh reports whether Open made the file, so that what there is on the disk
-// has no rows yet.
+// Fresh reports whether Open made the file, or one before did and [Store.Rebuilt]
+// was not called since: what there is on the disk may have no rows yet.
 func (s *Store) Fresh() bool { return s.fresh }
+
+// Rebuilt notes that all that is on the disk has its rows again, so that the
+// next Open is not Fresh. A process that dies before leaves the whole work to the
+// next one, which must not take what has no row for a leak.
+func (s *Store) Rebuilt(ctx context.Context) error {
+	return s.Tx(ctx, func(tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, "DROP TABLE IF EXISTS "+rebuilding); err != nil {
+			return fmt.Errorf("noting that rows are rebuilt: %w", err)
+		}
+		return nil
+	})
+}
+
+// rebuilding is a table that is there as long as a new file lacks rows.
+const rebuilding = "rebuilding"
 
 // Close closes the file.
 func (s *Store) Close() error { return s.db.Close() }

@@ -84,7 +84,7 @@ func TestMigratesForward(t *testing.T) {
 	if err := insert(t.Context(), first, "a"); err != nil {
 		t.Fatal(err)
 	}
-	if err := first.Close(); err != nil {
+	if err := errors.Join(first.Rebuilt(t.Context()), first.Close()); err != nil {
 		t.Fatal(err)
 	}
 	if s := open(t, path, steps); count(t, s) != 1 || s.Fresh() {
@@ -92,6 +92,28 @@ func TestMigratesForward(t *testing.T) {
 	}
 	if _, err := os.Stat(path); err != nil {
 		t.Errorf("the file is not where it was asked for: %v", err)
+	}
+}
+
+// A file is fresh until all rows are there, however often it is opened.
+func TestFreshUntilRebuilt(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	for _, rebuilt := range []bool{false, true} {
+		s := open(t, path, steps)
+		if !s.Fresh() {
+			t.Error("Fresh() = false before Rebuilt")
+		}
+		if rebuilt {
+			if err := s.Rebuilt(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if open(t, path, steps).Fresh() {
+		t.Error("Fresh() = true after Rebuilt")
 	}
 }
 
