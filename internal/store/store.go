@@ -62,7 +62,8 @@ func (s *Store) Tx(ctx context.Context, f func(tx *sql.Tx) error) error {
 		return fmt.Errorf("beginning transaction: %w", err)
 	}
 	if err := f(tx); err != nil {
-		if rollback := tx.Rollback(); rollback != nil && !errors.Is(rollback, sql.ErrTxDone) {
+		// SQLite has rolled back by itself where the disk is full, and says so.
+		if rollback := tx.Rollback(); rollback != nil && !errors.Is(rollback, sql.ErrTxDone) && !IsFull(err) {
 			return errors.Join(err, fmt.Errorf("rolling back: %w", rollback))
 		}
 		return s.full(err)

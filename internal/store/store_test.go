@@ -304,3 +304,24 @@ func TestNoSharedMemory(t *testing.T) {
 		}
 	}
 }
+
+// A statement that finds the disk full ends the transaction by itself; what is
+// said is that the disk is full, and the next transaction works.
+func TestFullDisk(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	s := open(t, path, steps)
+	limit := func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(t.Context(), "PRAGMA max_page_count = 20")
+		return err
+	}
+	if err := s.Tx(t.Context(), limit); err != nil {
+		t.Fatal(err)
+	}
+	err := insert(t.Context(), s, strings.Repeat("x", 200_000))
+	if api.CodeOf(err) != api.NoSpace || !store.IsFull(err) || !strings.HasPrefix(err.Error(), filepath.Dir(path)+" is full") {
+		t.Errorf("Tx() on a full disk = %v (%s), want which directory is full", err, api.CodeOf(err))
+	}
+	if err := insert(t.Context(), s, "small"); err != nil || count(t, s) != 1 {
+		t.Errorf("Tx() after that = %v, %d rows; want the one", err, count(t, s))
+	}
+}
