@@ -65,8 +65,10 @@ type Config struct {
 // often VMs are compared with their rows.
 const sweepEvery = 5 * time.Minute
 
-// lookEvery is how often the daemon makes sure that it can be found.
-const lookEvery = time.Minute
+// lookEvery is how often the daemon makes sure that it can be found. One that
+// cannot, after a logout that took the runtime directory away for example, holds
+// the state that the next one waits for: see lockWait.
+const lookEvery = 3 * time.Second
 
 // Times of an orderly end. Requests that only wait are told to end after the
 // first, connections are cut after the second; what a boot has made is

@@ -244,6 +244,26 @@ func TestRestarts(t *testing.T) {
 	}
 }
 
+// A logout takes the runtime directory away, and the daemon's socket with it: the
+// next command waits until that daemon has noticed, and gets another.
+func TestLostRuntimeDirectory(t *testing.T) {
+	w := newWorld(t)
+	defer w.end(t)
+	c := w.connect(t)
+	stock(t, c)
+	c.Close()
+	if err := os.RemoveAll(w.layout.Runtime); err != nil {
+		t.Fatal(err)
+	}
+	again := w.connect(t)
+	if again.Greeting().PID == c.Greeting().PID {
+		t.Errorf("the daemon %d answers without a socket", c.Greeting().PID)
+	}
+	if is, err := again.Images(t.Context()); err != nil || len(is) != 1 {
+		t.Errorf("Images() = %v, %v; want the state as it was", is, err)
+	}
+}
+
 // A state file that was lost is made again from what lies beside it, also if the
 // first daemon that tries dies when it has just made an empty one.
 func TestLostStateIsRebuilt(t *testing.T) {
