@@ -87,7 +87,7 @@ func Checks() []Check {
 		{"kvm", kvmUsable},
 		{"mmdebstrap", tool("mmdebstrap", "builds the default image", "mmdebstrap", Fail)},
 		{"image-build", imageBuild},
-		{"ssh", tool("ssh", "interactive sessions", "openssh-client", Fail)},
+		{"ssh", tool("ssh", "carries interactive sessions", "openssh-client", Fail)},
 		{"git", tool("git", "reads workspaces", "git", Warn)},
 		{"user-namespaces", userNamespaces},
 		{"disk-space-state", space(func(l paths.Layout) string { return l.State }, 4*size.GiB)},
