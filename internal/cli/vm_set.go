@@ -8,6 +8,7 @@ import (
 
 	"banger/internal/api"
 	"banger/internal/client"
+	"banger/internal/config"
 	"banger/internal/size"
 	"banger/internal/usage"
 )
@@ -68,6 +69,9 @@ disk only grows, and the guest's file system with it.
 			}
 			if changed("vcpu") {
 				req.VCPUs = &vcpus
+			}
+			if err := config.ThisHost().Holds(memory); err != nil {
+				return err
 			}
 			if changed("memory") {
 				m := int64(memory / size.MiB)

@@ -118,26 +118,24 @@ func TestResolve(t *testing.T) {
 	}
 }
 
-func TestCheckRefuses(t *testing.T) {
-	good := api.Spec{VCPUs: 1, MemoryMiB: 1024, DiskBytes: 8 << 30}
-	if err := config.Check(good); err != nil {
-		t.Errorf("Check(%+v) = %v", good, err)
-	}
+// TestRefuses: what no VM can have, and what this host has not.
+func TestRefuses(t *testing.T) {
+	host := config.Host{CPUs: 4, Memory: 4 * size.GiB}
 	for _, tt := range []struct {
-		spoil func(*api.Spec)
+		flags config.Sizes
 		want  string
 	}{
-		{func(s *api.Spec) { s.VCPUs = 0 }, "vcpu: 0"},
-		{func(s *api.Spec) { s.VCPUs = 65 }, "vcpu: 65"},
-		{func(s *api.Spec) { s.MemoryMiB = 64 }, "memory: 64MiB"},
-		{func(s *api.Spec) { s.DiskBytes = -1 }, "disk-size: -1B"},
-		{func(s *api.Spec) { s.DiskBytes = 1 << 50 }, "disk-size: 1024TiB"},
+		{config.Sizes{VCPUs: 65}, "65 vCPUs"},
+		{config.Sizes{Memory: 64 * size.MiB}, "64 MiB of memory"},
+		{config.Sizes{Memory: 5 * size.GiB}, "5GiB of memory are more than the 4GiB"},
+		{config.Sizes{Disk: 1 << 50}, "a disk of"},
 	} {
-		s := good
-		tt.spoil(&s)
-		if err := config.Check(s); api.CodeOf(err) != api.Invalid || !strings.Contains(err.Error(), tt.want) {
-			t.Errorf("Check(%+v) = %v, want an invalid error with %q", s, err, tt.want)
+		if _, err := (config.Config{}).Resolve(tt.flags, host); api.CodeOf(err) != api.Invalid || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("Resolve(%+v): %v, want an invalid error with %q", tt.flags, err, tt.want)
 		}
+	}
+	if err := (config.Host{}).Holds(size.TiB); err != nil {
+		t.Errorf("a host of unknown memory: %v", err)
 	}
 }
 

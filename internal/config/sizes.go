@@ -25,18 +25,13 @@ type Host struct {
 }
 
 // The floors, and the caps of what is derived from the host. An explicit value
-// may be above a cap, and below a floor down to the least that boots.
+// may be above a cap, and below a floor.
 const (
 	floorVCPUs  = 1
 	floorMemory = 1 * size.GiB
 	floorDisk   = 8 * size.GiB
 	capVCPUs    = 4
 	capMemory   = 8 * size.GiB
-
-	leastMemory = 128 * size.MiB // below this Debian's kernel does not reach an init
-	leastDisk   = 256 * size.MiB // of an ext4 with a journal and room for a guest
-	mostVCPUs   = 64
-	mostDisk    = 2 * size.TiB
 )
 
 // Resolved is the size a VM gets, and where each value came from.
@@ -76,7 +71,10 @@ func (c Config) Resolve(flags Sizes, h Host) (Resolved, error) {
 	memory, r.Memory = pick(flags.Memory, c.Defaults.Memory, roundMiB(min(h.Memory/8, capMemory)), floorMemory)
 	disk, r.Disk = pick(flags.Disk, c.Defaults.Disk, 0, floorDisk)
 	r.Spec = api.Spec{VCPUs: vcpus, MemoryMiB: int64(memory / size.MiB), DiskBytes: int64(disk)}
-	return r, Check(r.Spec)
+	if err := r.Spec.Check(); err != nil {
+		return r, err
+	}
+	return r, h.Holds(memory)
 }
 
 // pick takes the first value that is said; a value derived from the host that
@@ -96,20 +94,15 @@ func pick[T int | size.Bytes](flag, config, host, floor T) (T, api.Source) {
 // roundMiB rounds down to 64 MiB, so that the spec line stays readable.
 func roundMiB(b size.Bytes) size.Bytes { return b / (64 * size.MiB) * (64 * size.MiB) }
 
-// Check refuses sizes that no VM can have. The daemon calls it as well as the
-// CLI.
-func Check(s api.Spec) error {
-	refuse := func(format string, args ...any) error {
-		return &api.Error{Code: api.Invalid, Msg: fmt.Sprintf(format, args...), Hint: "sizes are written like --vcpu 2 --memory 2G --disk-size 16G"}
+// Holds refuses memory that the host does not have: QEMU would end at once, with
+// words that name no flag.
+func (h Host) Holds(memory size.Bytes) error {
+	if h.Memory == 0 || memory <= h.Memory {
+		return nil
 	}
-	memory, disk := size.Bytes(s.MemoryMiB)*size.MiB, size.Bytes(s.DiskBytes)
-	switch {
-	case s.VCPUs < 1 || s.VCPUs > mostVCPUs:
-		return refuse("vcpu: %d is not between 1 and %d", s.VCPUs, mostVCPUs)
-	case memory < leastMemory:
-		return refuse("memory: %v is less than %v, the least that boots", memory, leastMemory)
-	case disk < leastDisk || disk > mostDisk:
-		return refuse("disk-size: %v is not between %v and %v", disk, leastDisk, mostDisk)
+	return &api.Error{
+		Code: api.Invalid,
+		Msg:  fmt.Sprintf("%v of memory are more than the %s that this host has", memory, h.Memory.Short()),
+		Hint: "for example: --memory 2G",
 	}
-	return nil
 }
