@@ -50,7 +50,10 @@ func (a *app) complete(live namesFunc, max int) cobra.CompletionFunc {
 	}
 }
 
-func directoriesOnly(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+func directoriesOnly(_ *cobra.Command, given []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(given) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
 	return nil, cobra.ShellCompDirectiveFilterDirs
 }
 
@@ -89,6 +92,14 @@ func (a *app) imageFlag(ctx context.Context, d *client.Client) []string {
 		}
 	}
 	return out
+}
+
+// completeImport offers files as the second argument: a tar.
+func completeImport(_ *cobra.Command, given []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(given) == 1 {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	return nil, cobra.ShellCompDirectiveNoFileComp
 }
 
 // completeCopy offers the sides of a copy: VMs, as NAME:, and files.

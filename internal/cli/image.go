@@ -93,7 +93,8 @@ func (a *app) imageImport() *cobra.Command {
 needs nothing in it: no kernel, no init, no ssh.
 
   docker export $(docker create alpine) | banger image import alpine -`,
-		Args: usage.Args(2, 2, "a name and a tar file"),
+		Args:              usage.Args(2, 2, "a name and a tar file"),
+		ValidArgsFunction: completeImport,
 		RunE: func(cmd *cobra.Command, given []string) error {
 			ctx := cmd.Context()
 			if err := names.CheckImage(given[0]); err != nil {

@@ -74,7 +74,7 @@ func TestEveryCommand(t *testing.T) {
 			t.Errorf("%s: does nothing", path)
 		}
 		// A name of something is completed.
-		if names := strings.Contains(c.Use, "NAME") || strings.Contains(c.Use, "SOURCE"); names && c.ValidArgsFunction == nil && c.Name() != "import" {
+		if names := strings.Contains(c.Use, "NAME") || strings.Contains(c.Use, "SOURCE"); names && c.ValidArgsFunction == nil {
 			t.Errorf("%s: takes names and completes none", path)
 		}
 		c.LocalFlags().VisitAll(func(f *pflag.Flag) {

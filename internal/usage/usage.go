@@ -21,7 +21,7 @@ import (
 const usageTemplate = `Usage:
   {{if .HasAvailableSubCommands}}{{.CommandPath}} COMMAND{{else}}{{.UseLine}}{{end}}{{if .Aliases}}
 
-Also called: {{.NameAndAliases}}{{end}}{{if .HasAvailableSubCommands}}
+Also called: {{range $i, $a := .Aliases}}{{if $i}}, {{end}}{{$a}}{{end}}{{end}}{{if .HasAvailableSubCommands}}
 
 Commands:{{range .Commands}}{{if or .IsAvailableCommand (eq .Name "help")}}
   {{rpad .Name .NamePadding}}  {{.Short}}{{end}}{{end}}{{end}}{{if .HasAvailableLocalFlags}}
@@ -73,6 +73,23 @@ func Dress(root *cobra.Command) {
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	dressAll(root)
+	noFiles(root)
+}
+
+// noFiles ends the shells' habit of offering files where nothing else is known:
+// no argument and no flag is a file but where the command says so.
+func noFiles(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		noFiles(sub)
+	}
+	if c.ValidArgsFunction == nil && !c.HasSubCommands() {
+		c.ValidArgsFunction = cobra.NoFileCompletions
+	}
+	c.LocalFlags().VisitAll(func(f *pflag.Flag) {
+		if _, known := c.GetFlagCompletionFunc(f.Name); !known && f.NoOptDefVal == "" {
+			Complete(c, f.Name, cobra.NoFileCompletions)
+		}
+	})
 }
 
 // dressAll goes through the tree. What cobra makes by itself, such as completion,
@@ -88,10 +105,13 @@ func dressAll(c *cobra.Command) {
 		c.Long = `Completion knows commands, flags, and the names of VMs, images and kernels that
 there are at the moment.
 
-  banger completion bash | sudo tee /etc/bash_completion.d/banger`
+  banger completion bash | sudo tee /etc/bash_completion.d/banger
+  banger completion zsh > ~/.zfunc/_banger      with ~/.zfunc in fpath
+  banger completion fish > ~/.config/fish/completions/banger.fish`
 	}
 	if c.HasParent() && c.Parent().Name() == "completion" {
 		c.Short, c.Args = "print the script for "+c.Name(), Args(0, 0, "no arguments")
+		c.Long = ""
 		if c.Name() == "bash" {
 			c.RunE = func(cmd *cobra.Command, _ []string) error {
 				plain, err := cmd.Flags().GetBool("no-descriptions")
@@ -172,7 +192,23 @@ func flagError(cmd *cobra.Command, err error) error {
 	if strings.Contains(cmd.Use, "--") { // the flag may be meant for the command in the guest
 		hint = cmd.UseLine()
 	}
+	if unknown, ok := errors.AsType[*pflag.NotExistError](err); ok {
+		if near := nearFlag(cmd, unknown.GetSpecifiedName()); near != "" {
+			hint = cmd.CommandPath() + " --" + near
+		}
+	}
 	return Error(hint, "%v", err)
+}
+
+// nearFlag is the flag that was probably meant, or "".
+func nearFlag(cmd *cobra.Command, given string) (near string) {
+	best := cmd.SuggestionsMinimumDistance + 1
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if d := distance(given, f.Name); d < best && d < len(given)-1 {
+			near, best = f.Name, d
+		}
+	})
+	return near
 }
 
 // name is how messages call a command: "vm show".

@@ -59,3 +59,51 @@ func TestHelpFitsATerminal(t *testing.T) {
 		}
 	}
 }
+
+// TestNoFiles: a shell offers files only where a command says that it takes one.
+func TestNoFiles(t *testing.T) {
+	root := &cobra.Command{Use: "banger"}
+	c := &cobra.Command{Use: "do", Run: func(*cobra.Command, []string) {}}
+	c.Flags().String("size", "", "a size")
+	c.Flags().String("kind", "", "a kind")
+	Values(c, "kind", "big")
+	file := &cobra.Command{Use: "read", Run: func(*cobra.Command, []string) {}}
+	file.ValidArgsFunction = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	root.AddCommand(c, file)
+	Dress(root)
+	for line, want := range map[string]string{
+		"do ":        ":4\n",
+		"do --size ": ":4\n",
+		"do --kind ": "big\n:4\n",
+		"read ":      ":0\n",
+	} {
+		var out strings.Builder
+		root.SetOut(&out)
+		root.SetErr(&strings.Builder{})
+		root.SetArgs(append([]string{"__complete"}, strings.Split(line, " ")...))
+		if err := root.Execute(); err != nil || out.String() != want {
+			t.Errorf("completing %q: %q, %v; want %q", line, out.String(), err, want)
+		}
+	}
+}
+
+// TestNearFlag is about the hint after a misspelt flag.
+func TestNearFlag(t *testing.T) {
+	root := &cobra.Command{Use: "banger"}
+	c := &cobra.Command{Use: "run [-- COMMAND...]", Run: func(*cobra.Command, []string) {}}
+	c.Flags().String("memory", "", "memory")
+	c.Flags().String("disk-size", "", "size")
+	root.AddCommand(c)
+	Dress(root)
+	for given, want := range map[string]string{
+		"--memroy": "banger run --memory", "--disksize": "banger run --disk-size",
+		"--frobnicate": "banger run [-- COMMAND...]", "--l": "banger run [-- COMMAND...]", "-l": "banger run [-- COMMAND...]",
+	} {
+		root.SetArgs([]string{"run", given})
+		if got := api.AsError(root.Execute()).Hint; got != want {
+			t.Errorf("run %s: got the hint %q, want %q", given, got, want)
+		}
+	}
+}
