@@ -2,10 +2,12 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"banger/internal/agentapi"
@@ -22,6 +24,9 @@ func (s *Server) dial(ctx context.Context, st Stream, conn *agentapi.Conn, d age
 	}
 	dialer := net.Dialer{Timeout: dialTimeout}
 	c, err := dialer.DialContext(ctx, d.Network, d.Address)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return refuse(agentapi.CodeFailed, "nothing listens there")
+	}
 	if err != nil {
 		return refuse(agentapi.CodeFailed, "%v", err)
 	}

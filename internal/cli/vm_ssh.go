@@ -35,6 +35,9 @@ they are.
 	}
 	c.RunE = a.withDaemon(func(ctx context.Context, d *client.Client, given []string) error {
 		positional, command := usage.Split(c, given)
+		if a.json {
+			return usage.Error("banger --json vm exec "+positional[0]+" -- COMMAND", "vm ssh has no JSON: what ssh prints goes where it goes")
+		}
 		m, err := a.runningOf(ctx, d, positional[0])
 		if err != nil {
 			return err
@@ -54,11 +57,15 @@ they are.
 
 // login is what OpenSSH needs to enter a VM, in its workspace if it has one.
 func (a *app) login(m api.Machine, command []string) (session.Login, error) {
+	program, err := session.OpenSSH()
+	if err != nil {
+		return session.Login{}, err
+	}
 	key, err := a.keyPath()
 	if err != nil {
 		return session.Login{}, err
 	}
-	l := session.Login{Self: a.Self, Key: key, KnownHosts: a.layout.KnownHosts, Command: command}
+	l := session.Login{Program: program, Self: a.Self, Key: key, KnownHosts: a.layout.KnownHosts, Command: command}
 	if m.Workspace != nil {
 		l.Dir = m.Workspace.GuestPath
 	}

@@ -25,11 +25,16 @@ type Place struct {
 }
 
 // ParsePlace reads NAME:PATH or a path of the host. What has a slash before
-// its first colon is a path, so ./a:b means the host.
+// its first colon is a path, so ./a:b means the host. In the guest a relative
+// path begins at root's home, and so does one that says it with ~/, which no
+// shell replaces after a colon.
 func ParsePlace(s string) Place {
 	vm, p, ok := strings.Cut(s, ":")
 	if !ok || vm == "" || strings.ContainsAny(vm, "/.") {
 		return Place{Path: s}
+	}
+	if p == "~" || strings.HasPrefix(p, "~/") {
+		p = strings.TrimPrefix(p[1:], "/")
 	}
 	into := p == "" || strings.HasSuffix(p, "/")
 	if !path.IsAbs(p) {
@@ -126,7 +131,7 @@ func (s Session) CopyOut(ctx context.Context, from Place, to string) (agentapi.D
 // unread says why a file of the host cannot be a source.
 func unread(path string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		return &api.Error{Code: api.Invalid, Msg: fmt.Sprintf("there is no file or directory %s", path)}
+		return invalid("see what is there: ls -l "+ShellQuote(filepath.Dir(path)), "there is no file or directory %s", path)
 	}
 	return fmt.Errorf("reading the source: %w", err)
 }

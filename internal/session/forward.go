@@ -34,7 +34,9 @@ func ParseForward(text string) (Forward, error) {
 	if !ok {
 		host, hostPort = "127.0.0.1", rest
 	}
-	host = strings.Trim(host, "[]")
+	if host = strings.Trim(host, "[]"); host == "localhost" {
+		host = "127.0.0.1"
+	}
 	from, err1 := strconv.ParseUint(hostPort, 10, 16)
 	to, err2 := strconv.ParseUint(guestPort, 10, 16)
 	if err1 != nil || err2 != nil || to == 0 {

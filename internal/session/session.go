@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path"
 	"strings"
 	"syscall"
 	"time"
@@ -134,30 +135,51 @@ func (s Session) Exec(ctx context.Context, c Command) (agentapi.Exit, error) {
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		return exit, cause
 	}
-	return exit, refused(c, err)
+	return exit, s.refused(c, err)
 }
 
 // refused makes a guest's refusal to run a command its own word, which names
-// the command already.
-func refused(c Command, err error) error {
+// the command already, and adds what to type.
+func (s Session) refused(c Command, err error) error {
 	g, ok := errors.AsType[*agentapi.Error](err)
 	if !ok {
 		return err
 	}
+	vm := s.Machine.Name
+	if s.Machine.Ephemeral { // it will be gone
+		vm = "NAME"
+	}
 	e := &api.Error{Code: api.CodeOf(err), Msg: g.Msg}
-	kind := ErrNotFound
-	switch g.Code {
+	switch program := c.Argv[0]; g.Code {
 	case agentapi.CodeNotFound:
+		e.Hint = absent(c, vm)
+		return fmt.Errorf("%w%.0w", e, ErrNotFound)
 	case agentapi.CodeNotExecutable:
-		kind = ErrNotExecutable
-	default:
-		return e
+		e.Hint = "see what it is: banger vm exec " + vm + " -- ls -ld " + ShellQuote(program)
+		return fmt.Errorf("%w%.0w", e, ErrNotExecutable)
+	case agentapi.CodeNoUser:
+		e.Hint = "see who there is: banger vm exec " + vm + " -- cut -d: -f1 /etc/passwd"
+	case agentapi.CodeInvalid:
+		if c.Dir != "" {
+			e.Hint = "begin somewhere else: banger vm exec " + vm + " --workdir / -- " + program
+		}
 	}
-	// The commonest mistake: a line for a shell as one argument.
-	if len(c.Argv) == 1 && strings.ContainsAny(c.Argv[0], " |&;<>$*") {
-		e.Hint = "a line for a shell needs one: -- sh -c " + ShellQuote(c.Argv[0])
+	return e
+}
+
+// absent is what to do about a program that the guest does not have.
+func absent(c Command, vm string) string {
+	program := c.Argv[0]
+	switch {
+	case len(c.Argv) == 1 && strings.ContainsAny(program, " |&;<>$*"):
+		// The commonest mistake: a line for a shell as one argument.
+		return "a line for a shell needs one: -- sh -c " + ShellQuote(program)
+	case strings.HasPrefix(program, "./") && c.Dir == "":
+		return "only a repository brings files of this host: banger vm run PATH -- " + program
+	case strings.Contains(program, "/"):
+		return "see what is there: banger vm exec " + vm + " -- ls -l " + ShellQuote(path.Dir(program))
 	}
-	return fmt.Errorf("%w%.0w", e, kind)
+	return "bring a program along: banger vm cp FILE " + vm + ":/usr/local/bin/"
 }
 
 // twice is how soon a second interrupt must follow to mean "at once".

@@ -28,6 +28,10 @@ func TestParsePlace(t *testing.T) {
 		"":               {},
 		"web:":           {VM: "web", Path: "/root", Into: true},
 		"web:x":          {VM: "web", Path: "/root/x"},
+		"web:~":          {VM: "web", Path: "/root", Into: true},
+		"web:~/x":        {VM: "web", Path: "/root/x"},
+		"web:~/":         {VM: "web", Path: "/root", Into: true},
+		"web:~x":         {VM: "web", Path: "/root/~x"},
 		"web:x/":         {VM: "web", Path: "/root/x", Into: true},
 		"web:./x/../y":   {VM: "web", Path: "/root/y"},
 		"web:../etc":     {VM: "web", Path: "/etc"},
@@ -47,6 +51,7 @@ func TestParseForward(t *testing.T) {
 		"8080:80":           {"127.0.0.1:8080", 80},
 		"0:80":              {"127.0.0.1:0", 80},
 		"127.0.0.2:1:65535": {"127.0.0.2:1", 65535},
+		"localhost:1:2":     {"127.0.0.1:1", 2},
 		"0.0.0.0:8080:80":   {"0.0.0.0:8080", 80},
 		"[::1]:8080:80":     {"[::1]:8080", 80},
 		"::1:8080:80":       {"[::1]:8080", 80},
@@ -117,32 +122,44 @@ func TestPassSignals(t *testing.T) {
 	}
 }
 
+// TestRefused: the guest's own word, and what to type.
 func TestRefused(t *testing.T) {
+	var web Session
+	web.Machine.Name = "web"
 	other := errors.New("other")
-	if err := refused(Command{}, other); err != other {
+	if err := web.refused(Command{}, other); err != other {
 		t.Errorf("refused(%v) = %v, want it as it is", other, err)
 	}
+	run := func(argv ...string) Command { return Command{Argv: argv} }
 	for _, c := range []struct {
 		code agentapi.ErrorCode
-		argv []string
+		c    Command
 		is   error
 		hint string
 	}{
-		{agentapi.CodeNotFound, []string{"nosuch"}, ErrNotFound, ""},
-		{agentapi.CodeNotFound, []string{"ls | wc"}, ErrNotFound, "a line for a shell needs one: -- sh -c 'ls | wc'"},
-		{agentapi.CodeNotFound, []string{"ls x", "y"}, ErrNotFound, ""},
-		{agentapi.CodeNotExecutable, []string{"/etc/passwd"}, ErrNotExecutable, ""},
-		{agentapi.CodeNoUser, []string{"id"}, nil, ""},
+		{agentapi.CodeNotFound, run("nosuch"), ErrNotFound, "bring a program along: banger vm cp FILE web:/usr/local/bin/"},
+		{agentapi.CodeNotFound, run("ls | wc"), ErrNotFound, "a line for a shell needs one: -- sh -c 'ls | wc'"},
+		{agentapi.CodeNotFound, run("./x.sh", "y"), ErrNotFound, "only a repository brings files of this host: banger vm run PATH -- ./x.sh"},
+		{agentapi.CodeNotFound, Command{Argv: []string{"./x.sh"}, Dir: "/root/repo"}, ErrNotFound, "see what is there: banger vm exec web -- ls -l '.'"},
+		{agentapi.CodeNotFound, run("/opt/x"), ErrNotFound, "see what is there: banger vm exec web -- ls -l '/opt'"},
+		{agentapi.CodeNotExecutable, run("/etc/passwd"), ErrNotExecutable, "see what it is: banger vm exec web -- ls -ld '/etc/passwd'"},
+		{agentapi.CodeNoUser, run("id"), nil, "see who there is: banger vm exec web -- cut -d: -f1 /etc/passwd"},
+		{agentapi.CodeInvalid, Command{Argv: []string{"id"}, Dir: "/x"}, nil, "begin somewhere else: banger vm exec web --workdir / -- id"},
 	} {
 		in := &api.Error{Code: api.GuestFailed, Msg: "running it", Err: &agentapi.Error{Code: c.code, Msg: "its own word"}}
-		err := refused(Command{Argv: c.argv}, in)
+		err := web.refused(c.c, in)
 		got := api.AsError(err)
 		if got.Msg != "its own word" || got.Hint != c.hint || got.Code != api.GuestFailed {
-			t.Errorf("refused(%v %v) = %+v, want the guest's own word and hint %q", c.code, c.argv, got, c.hint)
+			t.Errorf("refused(%v %+v) = %+v, want the guest's own word and hint %q", c.code, c.c, got, c.hint)
 		}
 		if c.is != nil && !errors.Is(err, c.is) {
 			t.Errorf("refused(%v) is no %v", c.code, c.is)
 		}
+	}
+	web.Machine.Ephemeral = true // gone by the time that the hint is read
+	in := &agentapi.Error{Code: agentapi.CodeNotExecutable}
+	if got, want := api.AsError(web.refused(run("/x"), in)).Hint, "see what it is: banger vm exec NAME -- ls -ld '/x'"; got != want {
+		t.Errorf("of a VM that will be gone: hint %q, want %q", got, want)
 	}
 }
 

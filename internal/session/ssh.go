@@ -23,6 +23,7 @@ import (
 
 // Login is what OpenSSH needs to know.
 type Login struct {
+	Program    string // path of OpenSSH's client: see OpenSSH
 	Self       string // path of the banger program, for ProxyCommand
 	Key        string
 	KnownHosts string
@@ -32,20 +33,27 @@ type Login struct {
 	Command []string
 }
 
+// OpenSSH finds the program that interactive sessions run.
+func OpenSSH() (string, error) {
+	path, err := exec.LookPath("ssh")
+	if err != nil {
+		return "", &api.Error{Code: api.Missing, Msg: "OpenSSH's client is not installed", Hint: "sudo apt install openssh-client (Fedora: sudo dnf install openssh-clients; Arch: sudo pacman -S openssh)"}
+	}
+	return path, nil
+}
+
 // SSH runs OpenSSH as a child on the user's own terminal and returns its
 // status.
 func (s Session) SSH(ctx context.Context, l Login) (agentapi.Exit, error) {
-	path, err := exec.LookPath("ssh")
-	if err != nil {
-		return agentapi.Exit{}, &api.Error{Code: api.Missing, Msg: "OpenSSH's client is not installed", Hint: "apt install openssh-client (or: dnf install openssh-clients, pacman -S openssh)"}
-	}
 	argv := sshconf.Args(sshconf.Target{
 		Name: s.Machine.Name, KnownHosts: l.KnownHosts, Key: l.Key,
 		ProxyCommand: ShellQuote(l.Self) + " internal ssh-proxy --socket " + ShellQuote(s.Machine.Companion),
 	})
 	command := l.Command
 	if len(command) == 0 && l.Dir != "" && l.Dir != "/root" {
-		command = []string{"cd " + ShellQuote(l.Dir) + " && exec ${SHELL:-/bin/sh} -l"}
+		// A directory that has been deleted is said by the guest's shell, and no
+		// reason to stay out.
+		command = []string{"cd " + ShellQuote(l.Dir) + "; exec ${SHELL:-/bin/sh} -l"}
 	}
 	if len(l.Command) == 0 && IsTerminal(s.Stdin) {
 		argv = append(argv, "-t")
@@ -56,7 +64,7 @@ func (s Session) SSH(ctx context.Context, l Login) (agentapi.Exit, error) {
 		return agentapi.Exit{}, err
 	}
 	// The terminal's Ctrl-C is ssh's: it must outlive the context that it ends here.
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), path, argv...)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), l.Program, argv...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.Stdin, s.Stdout, s.Stderr
 	if in, ok := s.Stdin.(*os.File); ok {
 		cmd.Stdin = in
