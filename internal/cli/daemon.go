@@ -143,7 +143,7 @@ func (a *app) daemonLogs() *cobra.Command {
 				return err
 			}
 			f, err := os.Open(a.layout.Log)
-			if errors.Is(err, os.ErrNotExist) {
+			if errors.Is(err, os.ErrNotExist) && !a.json {
 				a.note("banger: there is no log yet: %s", a.layout.Log)
 				return nil
 			}
@@ -151,6 +151,10 @@ func (a *app) daemonLogs() *cobra.Command {
 				return err
 			}
 			defer f.Close()
+			if a.json {
+				text, err := io.ReadAll(f)
+				return errors.Join(err, a.print(log{File: a.layout.Log, Text: string(text)}, nil))
+			}
 			_, err = io.Copy(a.Stdout, f)
 			return err
 		},

@@ -158,20 +158,6 @@ func TestTable(t *testing.T) {
 	}
 }
 
-func TestLastLines(t *testing.T) {
-	for _, c := range []struct {
-		text string
-		n    int
-		want string
-	}{
-		{"", 3, ""}, {"one", 1, "one"}, {"one\n", 1, "one"}, {"one\r\ntwo\r\n\n\n", 1, "two"}, {"one\ntwo\nthree\n", 2, "two\nthree"}, {"one\ntwo", 9, "one\ntwo"},
-	} {
-		if got := string(lastLines([]byte(c.text), c.n)); got != c.want {
-			t.Errorf("lastLines(%q, %d) = %q, want %q", c.text, c.n, got, c.want)
-		}
-	}
-}
-
 // TestColour: never without a terminal.
 func TestColour(t *testing.T) {
 	var b strings.Builder

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -29,6 +28,8 @@ the bytes as they are.`,
 			switch {
 			case lines < 0:
 				return usage.Error("banger vm logs -n 20 "+given[0], "--lines: %d is not a number of lines", lines)
+			case follow && a.json:
+				return usage.Error("banger --json vm logs "+given[0], "--follow has no end, and so no JSON")
 			case lines > 0 && follow:
 				return usage.Error("banger vm logs -f "+given[0], "--follow prints all there is and goes on: it does not go with --lines")
 			}
@@ -47,11 +48,11 @@ the bytes as they are.`,
 			}
 			defer console.Close()
 			defer context.AfterFunc(ctx, func() { console.Close() })()
-			n, err := a.showConsole(console, lines, raw)
+			n, err := a.showConsole(m.Name, console, lines, raw)
 			switch {
 			case ctx.Err() != nil:
 				return nil // Ctrl-C is how following ends
-			case err == nil && n == 0:
+			case err == nil && n == 0 && !a.json:
 				a.note("banger: the console of VM %q is empty", m.Name)
 			}
 			return err
@@ -63,38 +64,36 @@ the bytes as they are.`,
 	return c
 }
 
+// A log is the JSON of `vm logs` and `daemon logs`.
+type log struct {
+	VM   string `json:"vm,omitempty"`
+	File string `json:"file,omitempty"`
+	Text string `json:"text"`
+}
+
 // showConsole prints a console, or its last lines if lines is not 0, and
 // returns how much of it there was.
-func (a *app) showConsole(console io.Reader, lines int, raw bool) (n int64, err error) {
+func (a *app) showConsole(vm string, console io.Reader, lines int, raw bool) (n int64, err error) {
 	switch {
-	case lines > 0:
+	case lines > 0 || a.json:
 		// The companion bounds it, to 16 MiB in all.
 		all, err := io.ReadAll(console)
-		if err != nil {
-			return 0, err
+		n = int64(len(all))
+		if err != nil || n == 0 && !a.json {
+			return n, err
 		}
-		text := append(lastLines(all, lines), '\n')
-		if !raw {
-			text = []byte(printable.String(string(text)))
+		if lines > 0 && n > 0 {
+			all = append(printable.Tail(all, lines), '\n')
 		}
-		if len(all) > 0 {
-			_, err = a.Stdout.Write(text)
+		if raw && !a.json {
+			_, err = a.Stdout.Write(all)
+			return n, err
 		}
-		return int64(len(all)), err
+		return n, a.print(log{VM: vm, Text: string(all)}, func(w io.Writer) { w.Write(all) })
 	case raw:
 		return io.Copy(a.Stdout, console)
 	}
 	p := printable.NewWriter(a.Stdout)
 	n, err = io.Copy(p, console)
 	return n, errors.Join(err, p.Close())
-}
-
-// lastLines are the last n lines, without the last end of line.
-func lastLines(all []byte, n int) []byte {
-	all = bytes.TrimRight(all, "\r\n")
-	at := len(all)
-	for ; n > 0 && at >= 0; n-- {
-		at = bytes.LastIndexByte(all[:at], '\n')
-	}
-	return all[at+1:]
 }

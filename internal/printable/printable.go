@@ -8,6 +8,7 @@
 package printable
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"unicode/utf8"
@@ -101,4 +102,14 @@ func clean(s string) bool {
 // Standard Annex 9).
 func unsafeRune(r rune) bool {
 	return r >= 0x80 && r <= 0x9f || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 || r == 0x200e || r == 0x200f || r == 0x061c
+}
+
+// Tail is the last n lines of a text, without the last end of line.
+func Tail(text []byte, n int) []byte {
+	text = bytes.TrimRight(text, "\r\n")
+	at := len(text)
+	for ; n > 0 && at >= 0; n-- {
+		at = bytes.LastIndexByte(text[:at], '\n')
+	}
+	return text[at+1:]
 }

@@ -88,3 +88,17 @@ func FuzzString(f *testing.F) {
 		}
 	})
 }
+
+func TestTail(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		n    int
+		want string
+	}{
+		{"", 3, ""}, {"one", 1, "one"}, {"one\n", 1, "one"}, {"one\r\ntwo\r\n\n\n", 1, "two"}, {"one\ntwo\nthree\n", 2, "two\nthree"}, {"one\ntwo", 9, "one\ntwo"},
+	} {
+		if got := string(printable.Tail([]byte(c.text), c.n)); got != c.want {
+			t.Errorf("Tail(%q, %d) = %q, want %q", c.text, c.n, got, c.want)
+		}
+	}
+}
