@@ -88,7 +88,7 @@ The command you want most of the time:
   banger vm run                        a clean Debian shell
   banger vm run ./repo                 the same, with a repository at /root/repo
   banger vm run ./repo -- make test    run a command, exit with its status
-  banger vm run --rm -- ./script.sh    gone afterwards
+  banger vm run --rm -- uname -a       gone afterwards
 
 Next: "banger vm list" shows what there is, "banger vm ssh NAME" goes back in,
 "banger doctor" says what this host can do. --json makes any answer readable for

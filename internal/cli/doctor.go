@@ -30,7 +30,7 @@ with 125 if anything makes VMs impossible.`,
 			if err != nil {
 				return err
 			}
-			rows := doctor.Run(cmd.Context(), a.host(s), s)
+			rows := doctor.Run(cmd.Context(), a.host(cmd.Context(), s), s)
 			if err := a.print(rows, func(w io.Writer) { a.doctorTable(w, rows) }); err != nil {
 				return err
 			}
@@ -78,10 +78,8 @@ func (a *app) subject() (doctor.Subject, error) {
 }
 
 // host is the real one. The daemon is asked once.
-func (a *app) host(s doctor.Subject) doctor.Host {
-	var once sync.Once
-	var answer doctor.Daemon
-	var answerErr error
+func (a *app) host(ctx context.Context, s doctor.Subject) doctor.Host {
+	ask := sync.OnceValues(func() (doctor.Daemon, error) { return a.askDaemon(ctx) })
 	h := doctor.ThisHost()
 	h.Recipes = func() error {
 		r, err := recipe.Image(recipe.DefaultImage)
@@ -91,10 +89,7 @@ func (a *app) host(s doctor.Subject) doctor.Host {
 		_, err = recipe.Check(r, recipe.Options{Mirror: s.Config.Mirror, CacheDir: s.Layout.Cache})
 		return err
 	}
-	h.Daemon = func(ctx context.Context) (doctor.Daemon, error) {
-		once.Do(func() { answer, answerErr = a.askDaemon(ctx) })
-		return answer, answerErr
-	}
+	h.Daemon = func(context.Context) (doctor.Daemon, error) { return ask() }
 	return h
 }
 

@@ -1,50 +1,72 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"banger/internal/api"
 	"banger/internal/client"
+	"banger/internal/progress"
 	"banger/internal/recipe"
 	"banger/internal/size"
 )
 
-// ensure makes sure that the store has the image and the default kernel, and
-// pulls what is missing. It returns the image's name.
-func (a *app) ensure(ctx context.Context, d *client.Client, image string) (string, error) {
-	if image == "" {
-		image = a.defaultImage()
-	}
-	// What cannot be mended by waiting is said before a pull makes one wait.
+// lacking is what the store lacks of what a VM needs.
+type lacking struct {
+	image             string // its name, there or not
+	noImage, noKernel bool
+}
+
+// lacks looks for an image and the default kernel, and refuses an image that
+// cannot be had either. What cannot be mended by waiting is said before a pull
+// makes one wait.
+func (a *app) lacks(ctx context.Context, d *client.Client, image string) (l lacking, err error) {
+	l.image = cmp.Or(image, a.defaultImage())
 	if p := d.Greeting().Problem; p != nil {
-		return "", p
+		return l, p
 	}
-	_, err := d.Image(ctx, image)
-	absent := err != nil && api.CodeOf(err) == api.NotFound
-	if err != nil && !absent {
-		return "", err
+	_, err = d.Image(ctx, l.image)
+	if l.noImage = api.CodeOf(err) == api.NotFound; l.noImage {
+		_, err = recipe.Image(l.image)
 	}
-	if absent {
-		if _, err := recipe.Image(image); err != nil {
-			return "", err
+	if err != nil {
+		return l, err
+	}
+	_, err = d.Kernel(ctx, recipe.DefaultKernel)
+	if l.noKernel = api.CodeOf(err) == api.NotFound; l.noKernel {
+		err = nil
+	}
+	return l, err
+}
+
+// fetch pulls what is lacking.
+func (a *app) fetch(ctx context.Context, d *client.Client, l lacking) error {
+	began := time.Now()
+	here := func(what string) {
+		if !a.json {
+			a.dim("%s is here, after %s", what, progress.Short(time.Since(began)))
 		}
+		began = time.Now()
 	}
-	if _, err := d.Kernel(ctx, recipe.DefaultKernel); err != nil {
-		if api.CodeOf(err) != api.NotFound {
-			return "", err
-		}
-		if _, err := a.pullKernel(ctx, recipe.DefaultKernel, false); err != nil {
-			return "", fmt.Errorf("pulling kernel %s: %w", recipe.DefaultKernel, err)
-		}
+	if l.noImage && !a.json {
+		a.note("banger: %s is built here first, in about two minutes; later runs take seconds", l.image)
 	}
-	if absent {
-		if _, err := a.pullImage(ctx, image, false); err != nil {
-			return "", fmt.Errorf("pulling image %s: %w", image, err)
+	if l.noKernel {
+		if _, err := a.pullKernel(ctx, d, recipe.DefaultKernel, false); err != nil {
+			return fmt.Errorf("pulling kernel %s: %w", recipe.DefaultKernel, err)
 		}
+		here("kernel " + recipe.DefaultKernel)
 	}
-	return image, nil
+	if l.noImage {
+		if _, err := a.pullImage(ctx, d, l.image, false); err != nil {
+			return fmt.Errorf("pulling image %s: %w", l.image, err)
+		}
+		here("image " + l.image)
+	}
+	return nil
 }
 
 // specLine says up front what the VM gets.

@@ -58,16 +58,11 @@ func (a *app) images() stored[api.Image] {
 	}
 }
 
-func (a *app) pullImage(ctx context.Context, name string, force bool) (api.Image, error) {
+func (a *app) pullImage(ctx context.Context, d *client.Client, name string, force bool) (api.Image, error) {
 	r, err := recipe.Image(name)
 	if err != nil {
 		return api.Image{}, err
 	}
-	d, err := a.dial(ctx)
-	if err != nil {
-		return api.Image{}, err
-	}
-	defer d.Close()
 	p := a.progress(ctx, "image "+name)
 	defer p.End()
 	return d.PullImage(ctx, name, api.PullRequest{Force: force}, a.builder(r, p), p.Event)

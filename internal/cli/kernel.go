@@ -48,16 +48,11 @@ func (a *app) kernels() stored[api.Kernel] {
 	}
 }
 
-func (a *app) pullKernel(ctx context.Context, name string, force bool) (api.Kernel, error) {
+func (a *app) pullKernel(ctx context.Context, d *client.Client, name string, force bool) (api.Kernel, error) {
 	r, err := recipe.Kernel(name)
 	if err != nil {
 		return api.Kernel{}, err
 	}
-	d, err := a.dial(ctx)
-	if err != nil {
-		return api.Kernel{}, err
-	}
-	defer d.Close()
 	p := a.progress(ctx, "kernel "+name)
 	defer p.End()
 	return d.PullKernel(ctx, name, api.PullRequest{Force: force}, a.builder(r, p), p.Event)

@@ -23,7 +23,7 @@ type stored[T any] struct {
 	remove  func(*client.Client, context.Context, string) (T, error)
 	outcome func(T) outcome
 	catalog func() []recipe.Recipe
-	pull    func(context.Context, string, bool) (T, error)
+	pull    func(context.Context, *client.Client, string, bool) (T, error)
 	initial string             // what `pull` without a name pulls
 	line    func(T) string     // after a pull
 	header  string             // of the table
@@ -78,7 +78,7 @@ interrupted and repeated; several pulls of one name share the work.
 				})
 			}
 			began := time.Now()
-			v, err := s.pull(ctx, name, force)
+			v, err := s.pull(ctx, d, name, force)
 			if err != nil {
 				return fmt.Errorf("pulling %s %s: %w", s.noun, name, err)
 			}

@@ -200,7 +200,6 @@ func (a *app) vmDelete() *cobra.Command {
 }
 
 func (a *app) vmStart() *cobra.Command {
-	wait := api.StageSockets
 	now := time.Now()
 	started := func(m *api.Machine) string {
 		if m != nil && m.Started.Before(now) {
@@ -208,28 +207,25 @@ func (a *app) vmStart() *cobra.Command {
 		}
 		return "started"
 	}
-	c := a.refCommand("start", "boot stopped VMs", started,
-		func(ctx context.Context, d *client.Client, m api.Machine) (api.Machine, error) {
-			key, err := a.publicKey()
-			if err != nil {
-				return api.Machine{}, err
-			}
-			return d.StartMachine(ctx, m.ID, api.StartMachine{Wait: wait, AuthorizedKey: key}, a.notices)
-		})
-	stageFlag(c, &wait)
-	return c
+	return a.bootCommand("start", "boot stopped VMs", started, (*client.Client).StartMachine)
 }
 
 func (a *app) vmRestart() *cobra.Command {
+	return a.bootCommand("restart", "stop VMs, if they run, and boot them again", did("restarted"), (*client.Client).RestartMachine)
+}
+
+// bootCall is a call that ends when a guest has come as far as asked.
+type bootCall func(*client.Client, context.Context, string, api.StartMachine, func(api.Event) error) (api.Machine, error)
+
+func (a *app) bootCommand(use, short string, done deed, boot bootCall) *cobra.Command {
 	wait := api.StageSockets
-	c := a.refCommand("restart", "stop VMs, if they run, and boot them again", did("restarted"),
-		func(ctx context.Context, d *client.Client, m api.Machine) (api.Machine, error) {
-			key, err := a.publicKey()
-			if err != nil {
-				return api.Machine{}, err
-			}
-			return d.RestartMachine(ctx, m.ID, api.StartMachine{Wait: wait, AuthorizedKey: key}, a.notices)
-		})
+	c := a.refCommand(use, short, done, func(ctx context.Context, d *client.Client, m api.Machine) (api.Machine, error) {
+		key, err := a.publicKey()
+		if err != nil {
+			return api.Machine{}, err
+		}
+		return boot(d, ctx, m.ID, api.StartMachine{Wait: wait, AuthorizedKey: key}, a.notices)
+	})
 	stageFlag(c, &wait)
 	return c
 }

@@ -48,7 +48,7 @@ is at /root/repo in the guest, uncommitted changes included.
   banger vm run                          a clean shell
   banger vm run ./repo                   the same, in a copy of the repository
   banger vm run ./repo -- make test      run a command there
-  banger vm run --rm -- ./script.sh      delete the VM afterwards
+  banger vm run --rm -- uname -a         delete the VM afterwards
 
 The VM stays when you leave, unless you say --rm: go back in with
 "banger vm ssh NAME", end it with "banger vm stop NAME" or with
@@ -60,7 +60,9 @@ The VM stays when you leave, unless you say --rm: go back in with
 			positional, command := usage.Split(cmd, given)
 			r := &run{app: a, flags: f, command: command, cmd: cmd}
 			if len(positional) > 0 {
-				r.path = positional[0]
+				if r.path = positional[0]; r.path == "" { // of a variable that is not set
+					return usage.Error("banger vm run ./repo", "the path is empty")
+				}
 			}
 			return r.do(cmd.Context())
 		},
@@ -147,7 +149,13 @@ func (r *run) check() error {
 		return usage.Error("banger vm run PATH --branch NAME --from "+f.from, "--from needs --branch")
 	}
 	if r.cmd.Flags().Changed("name") {
-		return names.CheckVM(f.name)
+		if err := names.CheckVM(f.name); err != nil {
+			return err
+		}
+	}
+	if len(r.command) == 0 && !f.detach && !f.dryRun { // a shell needs it: better now than in minutes
+		_, err := session.OpenSSH()
+		return err
 	}
 	return nil
 }
@@ -267,13 +275,16 @@ func (r *run) request(ctx context.Context) (api.CreateMachine, error) {
 	if err != nil {
 		return api.CreateMachine{}, err
 	}
-	image, err := r.ensure(ctx, r.daemon, r.flags.image)
+	l, err := r.lacks(ctx, r.daemon, r.flags.image)
 	if err != nil {
 		return api.CreateMachine{}, err
 	}
 	r.specLine(sized.Spec, r.daemon.Greeting())
+	if err := r.fetch(ctx, r.daemon, l); err != nil {
+		return api.CreateMachine{}, err
+	}
 	req := api.CreateMachine{
-		Name: r.flags.name, Image: image, Spec: sized.Spec, Wait: r.flags.wait,
+		Name: r.flags.name, Image: l.image, Spec: sized.Spec, Wait: r.flags.wait,
 		Ephemeral: r.flags.rm, NoStart: r.flags.noStart, AuthorizedKey: key,
 	}
 	if r.plan != nil {
