@@ -209,11 +209,15 @@ func (w world) serve(t *testing.T, change func(*daemon.Config)) *client.Client {
 	return c
 }
 
-// testLog shows the daemon's log with the test that failed.
+// testLog shows the daemon's log with the test that failed. A panic that is in
+// it is a failure.
 type testLog struct{ t *testing.T }
 
 func (l testLog) Write(p []byte) (int, error) {
 	l.t.Log(strings.TrimSpace(string(p)))
+	if bytes.Contains(p, []byte("panic serving")) {
+		l.t.Error("the server has panicked")
+	}
 	return len(p), nil
 }
 

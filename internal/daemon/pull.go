@@ -196,6 +196,9 @@ func (d *Daemon) importImage(c *call) error {
 	if err := c.ctl.EnableFullDuplex(); err != nil {
 		return fmt.Errorf("reading a tar: %w", err)
 	}
+	// A full-duplex request that ends before its body would be taken for the next
+	// one: net/http panics in the connection's own goroutine.
+	c.w.Header().Set("Connection", "close")
 	d.imports.Add(1)
 	defer d.imports.Add(-1)
 	ctx, s := c.stream()

@@ -282,6 +282,19 @@ func TestImageLife(t *testing.T) {
 	}
 }
 
+// What is no tar is refused while most of it has not been read.
+func TestImportOfNoTar(t *testing.T) {
+	w := newWorld(t)
+	c := w.serve(t, nil)
+	for range 5 {
+		bad := strings.NewReader(strings.Repeat("no tar ", 1000))
+		if _, err := c.ImportImage(t.Context(), "small", bad, nil); api.CodeOf(err) != api.Invalid {
+			t.Errorf("ImportImage() = %v (%s), want invalid", err, api.CodeOf(err))
+		}
+	}
+	clean(t, c)
+}
+
 // The one who imports goes away in the middle.
 func TestImportThatIsCutOffLeavesNothing(t *testing.T) {
 	w := newWorld(t)
