@@ -117,7 +117,12 @@ func Install(home, stanzaFile string) (changed bool, err error) {
 
 // Uninstall takes the block away: what Install found is there again, byte for
 // byte, or the file is gone if it was not there.
-func Uninstall(home string) (changed bool, err error) { return editUser(home, unfenced) }
+func Uninstall(home string) (changed bool, err error) {
+	if _, err := os.Lstat(filepath.Join(home, ".ssh")); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return editUser(home, unfenced)
+}
 
 // Included reports whether ~/.ssh/config has the include line.
 func Included(home, stanzaFile string) bool {

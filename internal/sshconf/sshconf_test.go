@@ -152,6 +152,16 @@ func TestInstallIsUndoneByteForByte(t *testing.T) {
 	}
 }
 
+func TestUninstallMakesNothing(t *testing.T) {
+	home := t.TempDir()
+	if changed, err := sshconf.Uninstall(home); err != nil || changed {
+		t.Errorf("Uninstall = %v, %v; want false and no error", changed, err)
+	}
+	if made, err := os.ReadDir(home); err != nil || len(made) != 0 {
+		t.Errorf("Uninstall made %v, %v", made, err)
+	}
+}
+
 func TestInstallFollowsLinksWithinTheHomeOnly(t *testing.T) {
 	home, elsewhere := t.TempDir(), t.TempDir()
 	path := filepath.Join(home, ".ssh", "config")
