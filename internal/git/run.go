@@ -78,8 +78,8 @@ func newRunner(dir string) (*runner, error) {
 	bin, err := exec.LookPath("git")
 	if err != nil {
 		return nil, &api.Error{
-			Code: api.Missing, Msg: "git is not installed on this machine",
-			Hint: "install it with: apt install git", Err: err,
+			Code: api.Missing, Msg: "git is not installed",
+			Hint: "sudo apt install git (Fedora: sudo dnf install git-core; Arch: sudo pacman -S git)",
 		}
 	}
 	var env []string

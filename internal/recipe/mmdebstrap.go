@@ -20,7 +20,7 @@ import (
 func Check(r Recipe, o Options) (string, error) {
 	program, err := exec.LookPath("mmdebstrap")
 	if err != nil {
-		return "", missing(r, "the program mmdebstrap is not installed", "sudo apt-get install mmdebstrap")
+		return "", missing(r, "the program mmdebstrap is not installed", "sudo apt install mmdebstrap (Fedora: sudo dnf install mmdebstrap; Arch: sudo pacman -S mmdebstrap)")
 	}
 	if os.Getuid() != 0 {
 		if err := checkNamespaces(r, "/"); err != nil {
@@ -52,7 +52,7 @@ func missing(r Recipe, what, hint string) error {
 func checkNamespaces(r Recipe, root string) error {
 	for _, p := range []string{"newuidmap", "newgidmap"} {
 		if _, err := exec.LookPath(p); err != nil {
-			return missing(r, "the program "+p+" is not installed", "sudo apt-get install uidmap")
+			return missing(r, "the program "+p+" is not installed", "sudo apt install uidmap (Fedora: sudo dnf install shadow-utils-subid; Arch: sudo pacman -S shadow)")
 		}
 	}
 	for file, setting := range map[string]string{

@@ -303,7 +303,7 @@ func (b *build) failure(waitErr error) error {
 		e.Hint = fmt.Sprintf("free %d MiB in %s, and repeat", b.recipe.Room>>20, b.options.WorkDir)
 	case has("NO_PUBKEY") || has("is not signed") || has("debian-archive-keyring"):
 		e.Code = api.Missing
-		e.Hint = "sudo apt-get install debian-archive-keyring"
+		e.Hint = "sudo apt install debian-archive-keyring"
 	case has("Could not resolve") || has("Failed to fetch") || has("Could not connect") || has("Temporary failure"):
 		e.Hint = "check that this machine reaches its Debian archive (apt-get update), or set mirror in config.toml"
 	}

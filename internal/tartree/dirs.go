@@ -90,7 +90,7 @@ func walkError(parent int, path []string, err error) error {
 		if unix.Fstatat(parent, path[len(path)-1], &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
 			return fmt.Errorf("%s is a symbolic link: %w", at, ErrUnsafe)
 		}
-		return fmt.Errorf("%s is not a directory: %w", at, err)
+		return fmt.Errorf("%s is %w", at, unix.ENOTDIR)
 	}
 	return fmt.Errorf("opening directory %s: %w", at, err)
 }

@@ -93,7 +93,7 @@ func TestNoQEMU(t *testing.T) {
 	for _, args := range [][]string{{"vm", "run", "--rm", "--", "true"}, {"vm", "create"}} {
 		refused(t, w.banger(t, args...), "qemu-system-x86_64", "apt install qemu-system-x86")
 	}
-	refused(t, w.banger(t, "kernel", "pull"), "mmdebstrap", "apt-get install mmdebstrap")
+	refused(t, w.banger(t, "kernel", "pull"), "mmdebstrap", "apt install mmdebstrap")
 	w.nothing(t)
 }
 

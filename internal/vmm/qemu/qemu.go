@@ -46,7 +46,7 @@ func (d Driver) Name() string {
 func Find() (string, error) {
 	p, err := exec.LookPath(Program)
 	if err != nil {
-		return "", &api.Error{Code: api.Missing, Msg: "looking for QEMU: no " + Program + " in PATH",
+		return "", &api.Error{Code: api.Missing, Msg: "QEMU is not installed: no " + Program + " in PATH",
 			Hint: "sudo apt install qemu-system-x86 (Fedora: sudo dnf install qemu-system-x86-core; Arch: sudo pacman -S qemu-system-x86)"}
 	}
 	return p, nil
