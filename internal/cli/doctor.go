@@ -66,7 +66,7 @@ func (a *app) subject() (doctor.Subject, error) {
 	}
 	s.Layout = a.layout
 	s.Config, s.ConfigErr = config.Load(a.layout.Config, home)
-	a.config, a.loaded = s.Config, s.ConfigErr == nil
+	a.config, a.loaded = s.Config, true
 	s.DefaultImage = a.defaultImage()
 	sizes, err := s.Config.Resolve(config.Sizes{}, config.ThisHost())
 	if err != nil && s.ConfigErr == nil {

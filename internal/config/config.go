@@ -8,6 +8,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -126,6 +127,14 @@ func (f file) sizes() (s Sizes, err error) {
 		if s.Disk, err = size.Parse(d); err != nil {
 			return s, fmt.Errorf("vm_defaults.disk_size: %w", err)
 		}
+	}
+	spec := api.Spec{
+		VCPUs:     cmp.Or(s.VCPUs, floorVCPUs),
+		MemoryMiB: int64(cmp.Or(s.Memory, floorMemory) / size.MiB),
+		DiskBytes: int64(cmp.Or(s.Disk, floorDisk)),
+	}
+	if err := spec.Check(); err != nil {
+		return s, fmt.Errorf("vm_defaults: %w", err)
 	}
 	return s, nil
 }

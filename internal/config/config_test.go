@@ -48,6 +48,8 @@ func TestParseRefuses(t *testing.T) {
 		{"log_level = \"loud\"", "log_level: \"loud\" is not one of"},
 		{"mirror = \"mirror.example\"", "mirror: \"mirror.example\" is not an http, https or file URL"},
 		{"[vm_defaults]\nvcpu = 0", "vm_defaults.vcpu: 0 is not a number of CPUs"},
+		{"[vm_defaults]\nvcpu = 65", "vm_defaults: 65 vCPUs"},
+		{"[vm_defaults]\nmemory_mib = 64", "vm_defaults: 64 MiB of memory"},
 		{"[vm_defaults]\nmemory_mib = -1", "vm_defaults.memory_mib: -1"},
 		{"[vm_defaults]\ndisk_size = \"much\"", "vm_defaults.disk_size:"},
 		{"default_image_name = \"../etc\"", "default_image_name:"},

@@ -17,6 +17,7 @@ import (
 	"banger/internal/config"
 	"banger/internal/kvm"
 	"banger/internal/paths"
+	"banger/internal/recipe"
 	"banger/internal/size"
 	"banger/internal/version"
 )
@@ -269,6 +270,9 @@ func imageThere(ctx context.Context, h Host, s Subject) Row {
 		if i.Name == s.DefaultImage {
 			return pass("%s, %s", i.Name, size.Bytes(i.Used).Short())
 		}
+	}
+	if _, err := recipe.Image(s.DefaultImage); err != nil {
+		return Row{Status: Fail, Detail: api.AsError(err).Msg, Fix: "banger image import " + s.DefaultImage + " FILE.tar, or another default_image_name in " + config.FileName}
 	}
 	return pass("%s is not here yet; the first `banger vm run` pulls it", s.DefaultImage)
 }

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"syscall"
 
+	"banger/internal/api"
 	"banger/internal/atomicfile"
 )
 
@@ -69,7 +70,7 @@ type roots struct{ runUser, tmp string }
 
 func (r roots) layout(getenv func(string) string, uid int, home string) (Layout, error) {
 	if !filepath.IsAbs(home) {
-		return Layout{}, errors.New("finding the home directory: HOME is not an absolute path")
+		return Layout{}, &api.Error{Code: api.Invalid, Msg: "finding the home directory: HOME is not an absolute path", Hint: "export HOME=/home/NAME"}
 	}
 	// The specification wants relative paths ignored.
 	base := func(variable, fallback string) string {
