@@ -98,7 +98,7 @@ programs.`,
 	}
 	root.SetVersionTemplate("banger {{.Version}}\n")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the answer as JSON")
-	root.AddCommand(a.vm(), a.psCmd(), a.image(), a.kernel(), a.sshConfig(), a.daemon(), a.doctor(), a.versionCmd(), a.internal())
+	root.AddCommand(a.vm(), a.vmList("ps"), a.image(), a.kernel(), a.sshConfig(), a.daemon(), a.doctor(), a.versionCmd(), a.internal())
 	usage.Dress(root)
 	return root
 }

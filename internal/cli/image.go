@@ -39,6 +39,7 @@ pulls the default image by itself the first time.
 func (a *app) images() stored[api.Image] {
 	return stored[api.Image]{
 		noun:    "image",
+		one:     "an image",
 		list:    (*client.Client).Images,
 		get:     (*client.Client).Image,
 		remove:  (*client.Client).DeleteImage,

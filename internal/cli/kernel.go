@@ -29,6 +29,7 @@ func (a *app) kernel() *cobra.Command {
 func (a *app) kernels() stored[api.Kernel] {
 	return stored[api.Kernel]{
 		noun:    "kernel",
+		one:     "a kernel",
 		list:    (*client.Client).Kernels,
 		get:     (*client.Client).Kernel,
 		remove:  (*client.Client).DeleteKernel,

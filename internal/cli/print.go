@@ -106,13 +106,6 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-func article(noun string) string {
-	if strings.ContainsRune("aeiou", rune(noun[0])) {
-		return "an " + noun
-	}
-	return "a " + noun
-}
-
 // progress tells how a long piece of work goes; the caller ends it.
 func (a *app) progress(ctx context.Context, title string) *progress.Bar {
 	p := progress.New(progress.Config{Title: title, Out: a.Stderr, Terminal: a.live(), Silent: a.json})

@@ -18,6 +18,7 @@ import (
 // A stored noun is what the commands on images and on kernels have in common.
 type stored[T any] struct {
 	noun    string // "image"
+	one     string // "an image"
 	list    func(*client.Client, context.Context) ([]T, error)
 	get     func(*client.Client, context.Context, string) (T, error)
 	remove  func(*client.Client, context.Context, string) (T, error)
@@ -55,8 +56,8 @@ func (s stored[T]) pullCmd(a *app) *cobra.Command {
 	var force bool
 	c := &cobra.Command{
 		Use:   "pull [NAME]",
-		Short: "get " + article(s.noun) + " of the catalog, " + s.initial + " if none is named",
-		Long: `pull builds ` + article(s.noun) + ` of the catalog on this host, from the host's own
+		Short: "get " + s.one + " of the catalog, " + s.initial + " if none is named",
+		Long: `pull builds ` + s.one + ` of the catalog on this host, from the host's own
 Debian package sources or the "mirror" in the configuration. It can be
 interrupted and repeated; several pulls of one name share the work.
 
@@ -149,8 +150,8 @@ func (s stored[T]) printAvailable(a *app, all []T) error {
 func (s stored[T]) showCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "show NAME",
-		Short:             "show what is known of " + article(s.noun),
-		Args:              usage.Args(1, 1, article(s.noun)),
+		Short:             "show what is known of " + s.one,
+		Args:              usage.Args(1, 1, s.one),
 		ValidArgsFunction: a.complete(s.names, 1),
 		RunE: a.withDaemon(func(ctx context.Context, d *client.Client, given []string) error {
 			v, err := s.get(d, ctx, given[0])

@@ -29,22 +29,16 @@ says otherwise. Each has a kernel and a disk of its own.
 
 A VM is named by its name, its id, or the first four or more digits of the id.`,
 	}
-	c.AddCommand(a.vmRun(), a.vmCreate(), a.vmList("list"), a.vmShow(), a.vmSSH(), a.vmExec(), a.vmCp(), a.vmForward(), a.vmLogs(),
+	c.AddCommand(a.vmRun(), a.vmCreate(), a.vmList("list", "ls"), a.vmShow(), a.vmSSH(), a.vmExec(), a.vmCp(), a.vmForward(), a.vmLogs(),
 		a.vmStart(), a.vmStop(), a.vmRestart(), a.vmKill(), a.vmSet(), a.vmDelete(), a.vmPrune())
 	return c
 }
 
-func (a *app) psCmd() *cobra.Command {
-	c := a.vmList("ps")
-	c.Aliases = nil
-	return c
-}
-
-func (a *app) vmList(use string) *cobra.Command {
+func (a *app) vmList(use string, aliases ...string) *cobra.Command {
 	var quiet, running bool
 	c := &cobra.Command{
 		Use:     use,
-		Aliases: []string{"ls"},
+		Aliases: aliases,
 		Short:   "list VMs",
 		Args:    usage.Args(0, 0, "no arguments"),
 		RunE: a.withDaemon(func(ctx context.Context, d *client.Client, _ []string) error {

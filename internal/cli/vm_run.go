@@ -143,8 +143,8 @@ func (r *run) check() error {
 		return usage.Error("banger vm run -- COMMAND", "there is no command after --")
 	case r.json && len(r.command) == 0 && !f.detach && !f.dryRun:
 		return usage.Error("banger vm run --json -- COMMAND", "--json needs a command, --detach or --dry-run: a shell has no JSON")
-	case r.path == "" && (f.branch != "" || f.from != "" || f.includeUntracked || f.dryRun || f.guestPath != ""):
-		return usage.Error("banger vm run PATH", "--branch, --from, --include-untracked, --dry-run and --guest-path need a path")
+	case r.path == "" && r.pathFlag() != "":
+		return usage.Error("banger vm run PATH --"+r.pathFlag(), "--%s needs the path of a repository", r.pathFlag())
 	case f.from != "" && f.branch == "":
 		return usage.Error("banger vm run PATH --branch NAME --from "+f.from, "--from needs --branch")
 	}
@@ -158,6 +158,16 @@ func (r *run) check() error {
 		return err
 	}
 	return nil
+}
+
+// pathFlag is a flag that was given and means nothing without a path.
+func (r *run) pathFlag() string {
+	for _, name := range []string{"branch", "from", "include-untracked", "dry-run", "guest-path"} {
+		if r.cmd.Flags().Changed(name) {
+			return name
+		}
+	}
+	return ""
 }
 
 func (r *run) do(ctx context.Context) (err error) {
@@ -459,7 +469,7 @@ func (r *run) afterFailedBoot(ctx context.Context, err error) error {
 func (a *app) vmCreate() *cobra.Command {
 	f := runFlags{wait: api.StageSockets}
 	c := &cobra.Command{
-		Use:   "create",
+		Use:   "create [--name NAME]",
 		Short: "make a VM and boot it, without entering it",
 		Long: `create makes a VM and boots it, and prints its name: "banger vm run --detach"
 for scripts.

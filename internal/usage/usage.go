@@ -189,7 +189,7 @@ func flagError(cmd *cobra.Command, err error) error {
 		}
 		return Error(hint, "--%s: %s", f.Name, why)
 	}
-	if strings.Contains(cmd.Use, "--") { // the flag may be meant for the command in the guest
+	if strings.Contains(cmd.Use, "-- ") { // the flag may be meant for the command in the guest
 		hint = cmd.UseLine()
 	}
 	if unknown, ok := errors.AsType[*pflag.NotExistError](err); ok {
