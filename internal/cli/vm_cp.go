@@ -16,7 +16,7 @@ func (a *app) vmCp() *cobra.Command {
 		Use:   "cp SOURCE TARGET",
 		Short: "copy files and directories between the host and a VM",
 		Long: `cp copies as cp -r does; one side is in a VM, as NAME:PATH, where a relative
-path begins at /root. "-" is a tar on stdin or stdout.
+path, or one after ~/, begins at /root. "-" is a tar on stdin or stdout.
 
   banger vm cp ./conf web:/etc/app        as /etc/app, or into it if it exists
   banger vm cp web:/var/log ./            a directory out of the guest
