@@ -91,12 +91,7 @@ func ago(now, t time.Time) string {
 func dash(s string) string { return cmp.Or(s, "-") }
 
 // list prints names.
-func list(names []string) string {
-	if len(names) == 0 {
-		return "none"
-	}
-	return strings.Join(names, ", ")
-}
+func list(names []string) string { return cmp.Or(strings.Join(names, ", "), "none") }
 
 // count says how many there are of something.
 func count(n int, noun string) string {

@@ -413,7 +413,7 @@ func (r *run) leave(ctx context.Context, outcome error) error {
 	switch {
 	case r.flags.detach:
 	case len(r.command) == 0:
-		r.reminder(ctx, r.daemon, r.machine)
+		r.reminder(ctx, r.daemon, r.machine, outcome)
 	case r.live(): // a script knows, and wants no more words
 		r.dim("%[1]s is still running; delete it: banger vm delete %[1]s", r.machine.Name)
 	}

@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -48,7 +49,7 @@ they are.
 		}
 		err = status(a.session(m).SSH(ctx, l))
 		if len(command) == 0 {
-			a.reminder(ctx, d, m)
+			a.reminder(ctx, d, m, err)
 		}
 		return err
 	})
@@ -72,14 +73,19 @@ func (a *app) login(m api.Machine, command []string) (session.Login, error) {
 	return l, nil
 }
 
-// reminder says after a session that the VM is still there.
-func (a *app) reminder(ctx context.Context, d *client.Client, m api.Machine) {
+// reminder says after a session, which ended like that, that the VM is still
+// there. Who has powered it off in the session is told as much as is known.
+func (a *app) reminder(ctx context.Context, d *client.Client, m api.Machine, ended error) {
+	still := "is still running"
+	if g, ok := errors.AsType[*guestExit](ended); ok && g.Code == session.ConnectionLost {
+		still = "was still running when the connection ended"
+	}
 	now, err := d.Machine(context.WithoutCancel(ctx), m.ID)
 	switch {
 	case err != nil:
 		return // there is nothing to remind of
 	case now.State == api.Running:
-		a.dim("%[1]s is still running\n  go back in:  banger vm ssh %[1]s\n  stop it:     banger vm stop %[1]s\n  delete it:   banger vm delete %[1]s", m.Name)
+		a.dim("%[1]s %[2]s\n  go back in:  banger vm ssh %[1]s\n  stop it:     banger vm stop %[1]s\n  delete it:   banger vm delete %[1]s", m.Name, still)
 	default:
 		a.dim("%[1]s is %[2]s\n  start it:    banger vm start %[1]s\n  delete it:   banger vm delete %[1]s", m.Name, now.State)
 	}

@@ -83,10 +83,10 @@ func (s Session) SSH(ctx context.Context, l Login) (agentapi.Exit, error) {
 		if status, ok := e.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 			return agentapi.Exit{Signal: int(status.Signal())}, nil
 		}
-		if e.ExitCode() == sshFailed && sig != 0 {
+		if e.ExitCode() == ConnectionLost && sig != 0 {
 			return agentapi.Exit{Signal: int(sig)}, nil
 		}
-		if e.ExitCode() == sshFailed {
+		if e.ExitCode() == ConnectionLost {
 			if err := s.since(context.WithoutCancel(ctx), before); err != nil {
 				return agentapi.Exit{}, err
 			}
@@ -123,9 +123,9 @@ func pass(signals <-chan os.Signal, child *os.Process, ended <-chan struct{}) (l
 	}
 }
 
-// sshFailed is OpenSSH's status for a connection that broke; a command may have
-// it too.
-const sshFailed = 255
+// ConnectionLost is OpenSSH's status for a connection that broke; a command may
+// have it too.
+const ConnectionLost = 255
 
 // lossLimit bounds the questions about a lost guest: a companion may take two
 // seconds to say why its VMM ended.
