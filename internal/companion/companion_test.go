@@ -80,14 +80,22 @@ func TestEventsFromBeginningToEnd(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	var got []string
+	begun := make(chan struct{}) // before anything ends
 	wg.Go(func() {
 		err := v.Events(v.ctx, func(e companionapi.Event) {
+			if len(got) == 0 {
+				close(begun)
+			}
 			got = append(got, strings.TrimSpace(string(e.Type)+" "+string(e.Stage)+" "+e.Init))
 		})
 		if err != nil {
 			t.Errorf("Events() = %v", err)
 		}
 	})
+	select {
+	case <-begun:
+	case <-v.ctx.Done():
+	}
 	for range 3 { // several stops are one
 		wg.Go(func() {
 			if killed, err := v.Stop(v.ctx, 20*time.Second); killed || err != nil {
