@@ -84,6 +84,7 @@ func TestImageWithoutAnInit(t *testing.T) {
 	v.identityIs()
 	v.wants("cat "+handover.Expedite, "0")
 	v.wants("cat /proc/1/comm; mount | grep -c ' on / type overlay'; df -k / | awk 'END { print ($2 > 900000) }'", "init\n1\n1")
+	v.wants("kill 1; kill -HUP 1; kill -INT 1; kill -QUIT 1; kill -ABRT 1; sleep 1; cat /proc/1/comm", "init") // as with any init
 	v.wants("ping -c1 -W5 127.0.0.1 >/dev/null && echo up", "up")
 	v.wants("echo a > /root/kept; echo b > /etc/kept; mount | grep -c ' on /root type ext4'", "1")
 	v.shutDown(events, false)

@@ -161,6 +161,10 @@ func (b *boot) awaitGo() error {
 func (b *boot) stay(ctx context.Context) error {
 	chld := make(chan os.Signal, 1)
 	signal.Notify(chld, unix.SIGCHLD)
+	// The kernel keeps from PID 1 what it does not handle, but Go's runtime
+	// handles all: a "kill 1" would end it, and the kernel would panic. Handled
+	// and not ignored, which an agent started from here would inherit.
+	signal.Notify(make(chan os.Signal, 1))
 	if err := b.conn.Stayed(); err != nil {
 		b.problem(err) // it has died: seen below
 	}
