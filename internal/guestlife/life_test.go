@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -89,6 +90,25 @@ func TestStagesOfSystemd(t *testing.T) {
 		if got[i] != want[i] {
 			t.Errorf("events %q, want %q", got, want)
 		}
+	}
+}
+
+// Stages that were reached before anybody watched are told once.
+func TestStagesReachedBefore(t *testing.T) {
+	l, dir := newLife(), t.TempDir()
+	l.note(agentapi.EventSockets, "")
+	for _, name := range []string{handover.StageSockets, handover.StageReboot, "other"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.reached(dir)
+	var got []string
+	for _, e := range l.news.all() {
+		got = append(got, string(e.Type)+" "+e.Text)
+	}
+	if want := []string{"sockets ", "ending reboot"}; !slices.Equal(got, want) {
+		t.Errorf("events %q, want %q", got, want)
 	}
 }
 

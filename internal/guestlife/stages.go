@@ -36,8 +36,25 @@ func (l *life) watchStages(ctx context.Context) error {
 		_ = unix.Close(fd)
 		return fmt.Errorf("watching the boot: %w", err)
 	}
+	l.reached(handover.StageDir)
 	go l.followStages(os.NewFile(uintptr(fd), "inotify"))
 	return l.serveNotify()
+}
+
+// reached takes the stages that systemd reached while nobody watched: between
+// the death of an agent and its successor.
+func (l *life) reached(dir string) {
+	made, err := os.ReadDir(dir)
+	if err != nil {
+		l.news.add(agentapi.EventProblem, "looking at the stages of the boot: "+err.Error())
+	}
+	for _, d := range made {
+		l.stage(d.Name(), true)
+		if d.Name() == handover.StageBoot { // systemd's own word went to nobody
+			flushJournal()
+			settled()
+		}
+	}
 }
 
 func (l *life) followStages(f *os.File) {
