@@ -1,6 +1,7 @@
 package tartree
 
 import (
+	"archive/tar"
 	"errors"
 	"fmt"
 	"os"
@@ -93,6 +94,67 @@ func walkError(parent int, path []string, err error) error {
 		return fmt.Errorf("%s is %w", at, unix.ENOTDIR)
 	}
 	return fmt.Errorf("opening directory %s: %w", at, err)
+}
+
+// A tree is a set of directories, each after the one that it is in. It keeps of
+// each its own name only: a path of 255 long names has 64 KiB, and who made the
+// tar may give as many of them as the disk has room for directories.
+type tree struct {
+	nodes []node // the first is the top
+	index map[step]int
+}
+
+// A node is one directory.
+type node struct {
+	step
+	made bool        // by us
+	h    *tar.Header // what it gets when nothing is written into it any more; may be nil
+}
+
+// A step leads from the directory with a number to one in it.
+type step struct {
+	parent int
+	name   string
+}
+
+func newTree() *tree { return &tree{nodes: make([]node, 1), index: map[step]int{}} }
+
+// add returns the directory at path, valid until the next call.
+func (t *tree) add(path []string) *node {
+	at := 0
+	for _, name := range path {
+		next, ok := t.index[step{at, name}]
+		if !ok {
+			next = len(t.nodes)
+			s := step{at, strings.Clone(name)} // or the whole path would be kept
+			t.nodes, t.index[s] = append(t.nodes, node{step: s}), next
+		}
+		at = next
+	}
+	return &t.nodes[at]
+}
+
+// has reports whether the directory at path was made by us.
+func (t *tree) has(path []string) bool {
+	at := 0
+	for _, name := range path {
+		next, ok := t.index[step{at, name}]
+		if !ok {
+			return false
+		}
+		at = next
+	}
+	return t.nodes[at].made
+}
+
+// path is that of the directory with a number.
+func (t *tree) path(at int) []string {
+	var path []string
+	for ; at > 0; at = t.nodes[at].parent {
+		path = append(path, t.nodes[at].name)
+	}
+	slices.Reverse(path)
+	return path
 }
 
 // openTop opens the directory that a tar goes into, which is made if it is

@@ -1,11 +1,16 @@
 package tartree_test
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -103,4 +108,46 @@ func TestForeignKeepsToTheUmask(t *testing.T) {
 			t.Errorf("mode of %s = %v, %v; want 0750", name, st.Mode(), err)
 		}
 	}
+}
+
+// A tar of many directories with the longest of paths takes memory for their
+// names, not for their paths: those of this one have 60 MB.
+func TestLongPathsTakeLittleMemory(t *testing.T) {
+	r, w := io.Pipe()
+	deep := strings.Repeat(strings.Repeat("d", 250)+"/", 240)
+	const many = 1000
+	go func() {
+		tw := tar.NewWriter(w)
+		var err error
+		for i := 0; i < many && err == nil; i++ {
+			err = tw.WriteHeader(&tar.Header{Name: fmt.Sprint(deep, i, "/"), Typeflag: tar.TypeDir, Mode: 0o755, Format: tar.FormatPAX})
+		}
+		w.CloseWithError(errors.Join(err, tw.Close()))
+	}()
+	var most uint64
+	counted := tartree.Options{Foreign: true, MaxEntries: many}
+	stats, err := tartree.Unpack(t.Context(), t.TempDir(), &measured{Reader: r, most: &most}, counted)
+	if err != nil || stats.Files != many {
+		t.Fatalf("Unpack() = %+v, %v; want %d directories", stats, err, many)
+	}
+	if limit := uint64(32 << 20); most > limit {
+		t.Errorf("unpacking took %d bytes of memory, want at most %d", most, limit)
+	}
+}
+
+// measured notes how much memory is in use, every few megabytes.
+type measured struct {
+	io.Reader
+	most *uint64
+	n    int
+}
+
+func (m *measured) Read(b []byte) (int, error) {
+	if m.n++; m.n%200 == 0 {
+		var s runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&s)
+		*m.most = max(*m.most, s.HeapAlloc)
+	}
+	return m.Reader.Read(b)
 }

@@ -63,7 +63,7 @@ func Unpack(ctx context.Context, dir string, r io.Reader, o Options) (Stats, err
 		return Stats{}, err
 	}
 	defer unix.Close(top)
-	u := &unpacker{Options: o, dirs: newChain(top), targets: newChain(top), topMade: made, top: o.Top, umask: umask(), made: map[string]int{}}
+	u := &unpacker{Options: o, dirs: newChain(top), targets: newChain(top), topMade: made, top: o.Top, umask: umask(), made: newTree()}
 	defer u.dirs.cut(0)
 	defer u.targets.cut(0)
 
@@ -120,14 +120,7 @@ type unpacker struct {
 	top     string // the only top entry; "" as long as any will do
 	umask   uint32
 	buf     []byte
-	made    map[string]int // path to index in attrs, of directories made here
-	attrs   []dirAttr
-}
-
-// A dirAttr is what a directory gets when nothing is written into it any more.
-type dirAttr struct {
-	path []string
-	h    *tar.Header // nil for a directory that has no entry of its own
+	made    *tree // of the directories made here
 }
 
 // entry makes one entry of the tar.
@@ -209,25 +202,25 @@ func (u *unpacker) makeParent(parent int, path []string) error {
 	return nil
 }
 
-// keep remembers a directory that was made here, and what it shall be like.
+// keep remembers a directory that was made here, and what it shall be like; h is
+// nil as long as it has no entry of its own.
 func (u *unpacker) keep(path []string, h *tar.Header) {
-	if h != nil && !u.Owner { // no more than is needed: there may be millions
-		h = &tar.Header{Name: h.Name, Mode: h.Mode, ModTime: h.ModTime}
+	if h != nil { // no more than is needed: there may be millions
+		k := &tar.Header{Mode: h.Mode, ModTime: h.ModTime}
+		if u.Owner {
+			k.Uid, k.Gid, k.PAXRecords = h.Uid, h.Gid, h.PAXRecords
+		}
+		h = k
 	}
-	key := strings.Join(path, "/")
-	if i, ok := u.made[key]; ok {
-		u.attrs[i].h = h
-		return
-	}
-	u.made[key] = len(u.attrs)
-	u.attrs = append(u.attrs, dirAttr{path: append([]string(nil), path...), h: h})
+	n := u.made.add(path)
+	n.made, n.h = true, h
 }
 
 func (u *unpacker) dir(parent int, path []string, h *tar.Header) error {
 	name := path[len(path)-1]
 	err := unix.Mkdirat(parent, name, u.mode(h)&0o777|0o700)
 	if errors.Is(err, unix.EEXIST) {
-		if _, ours := u.made[strings.Join(path, "/")]; ours {
+		if u.made.has(path) {
 			u.keep(path, h)
 			return nil
 		}
@@ -446,10 +439,11 @@ func (u *unpacker) special(dir int, name string, h *tar.Header) error {
 // finish gives the directories that were made here their modes and times, the
 // deepest first, since a mode may shut the way to those below.
 func (u *unpacker) finish() error {
-	for i := len(u.attrs) - 1; i >= 0; i-- {
-		if h := u.attrs[i].h; h != nil {
-			if err := u.finishDir(u.attrs[i].path, h); err != nil {
-				return fmt.Errorf("unpacking %s: %w", quote(h.Name), err)
+	for i := len(u.made.nodes) - 1; i >= 0; i-- {
+		if h := u.made.nodes[i].h; h != nil {
+			path := u.made.path(i)
+			if err := u.finishDir(path, h); err != nil {
+				return fmt.Errorf("unpacking %s: %w", quote(strings.Join(path, "/")), err)
 			}
 		}
 	}
