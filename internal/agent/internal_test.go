@@ -74,6 +74,40 @@ func TestRing(t *testing.T) {
 	r.write(want) // must not wait
 }
 
+// The agent is kept from the OOM killer; nothing that it starts is, from its
+// first instruction on.
+func TestCommandsAreFoundByTheOOMKiller(t *testing.T) {
+	const score = "/proc/self/oom_score_adj"
+	before, err := os.ReadFile(score)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const own = "7\n" // any but 0, and one that needs no right to come back from
+	if err := os.WriteFile(score, []byte(own), 0); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := os.WriteFile(score, before, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	s := New(Config{})
+	for range 50 {
+		p, err := s.start(agentapi.Exec{Argv: []string{"cat", score}}, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []byte
+		s.run(p, newInlet(p.stdin, false, func(int) {}), func(_ int, b []byte) { got = append(got, b...) })
+		if string(got) != "0\n" {
+			t.Fatalf("a command's score is %q, want 0", got)
+		}
+	}
+	if b, err := os.ReadFile(score); err != nil || string(b) != own {
+		t.Errorf("the agent's score is %q, %v; want %q as before", b, err, own)
+	}
+}
+
 func TestCgroupEndsWhatACommandStarted(t *testing.T) {
 	t.Parallel()
 	base := ""

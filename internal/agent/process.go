@@ -141,10 +141,10 @@ func closeAll(files []*os.File) {
 // fork starts a program; a script without "#!" is given to sh, and where the
 // kernel refuses the cgroup, the command runs without.
 func fork(program string, argv []string, attr *syscall.ProcAttr) (int, error) {
-	pid, _, err := syscall.StartProcess(program, argv, attr)
+	pid, err := spawn(program, argv, attr)
 	if attr.Sys.UseCgroupFD && (errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)) {
 		attr.Sys.UseCgroupFD = false
-		pid, _, err = syscall.StartProcess(program, argv, attr)
+		pid, err = spawn(program, argv, attr)
 	}
 	if !errors.Is(err, unix.ENOEXEC) {
 		return pid, err
@@ -156,7 +156,24 @@ func fork(program string, argv []string, attr *syscall.ProcAttr) (int, error) {
 	if !isScript(path) {
 		return 0, err
 	}
-	pid, _, err = syscall.StartProcess("/bin/sh", append([]string{"sh", program}, argv[1:]...), attr)
+	return spawn("/bin/sh", append([]string{"sh", program}, argv[1:]...), attr)
+}
+
+// spawning is held while a child begins.
+var spawning sync.Mutex
+
+// spawn starts a program that the OOM killer finds, which the agent itself is
+// kept from. A child has its parent's score, and hands it on to its own before
+// anybody could change it from outside: so for this moment it is the agent's.
+func spawn(program string, argv []string, attr *syscall.ProcAttr) (int, error) {
+	spawning.Lock()
+	defer spawning.Unlock()
+	const score = "/proc/self/oom_score_adj"
+	if own, err := os.ReadFile(score); err == nil && strings.TrimSpace(string(own)) != "0" {
+		_ = os.WriteFile(score, []byte("0"), 0)
+		defer func() { _ = os.WriteFile(score, own, 0) }()
+	}
+	pid, _, err := syscall.StartProcess(program, argv, attr)
 	return pid, err
 }
 
@@ -182,13 +199,8 @@ func startError(name, program, dir string, err error) error {
 var nofile = unix.Rlimit{Cur: 1024, Max: 512 << 10}
 
 // normal gives a process that has just started what the agent itself does
-// without: to be found by the OOM killer, and many descriptors. It may find the
-// process ended.
+// without: many descriptors. It may find the process ended.
 func (p *process) normal() {
-	const score = "/oom_score_adj"
-	if b, err := os.ReadFile("/proc/self" + score); err == nil && strings.TrimSpace(string(b)) != "0" {
-		_ = os.WriteFile("/proc/"+strconv.Itoa(p.pid)+score, []byte("0"), 0)
-	}
 	var own unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &own) == nil && own.Max < nofile.Max {
 		_ = unix.Prlimit(p.pid, unix.RLIMIT_NOFILE, &nofile, nil)

@@ -89,7 +89,7 @@ func (s *Server) startSSHD(path string, socket *os.File) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	pid, _, err := syscall.StartProcess(path, argv, &syscall.ProcAttr{
+	pid, err := spawn(path, argv, &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   environment(root, false, nil),
 		Files: []uintptr{socket.Fd(), socket.Fd(), null.Fd()},
