@@ -105,9 +105,11 @@ func (s Session) CopyOut(ctx context.Context, from Place, to string) (agentapi.D
 		return agentapi.Done{}, invalid("mkdir -p "+dir, "there is no directory %s to copy into", dir)
 	}
 	r, w := io.Pipe()
+	var sent agentapi.Done
 	got := make(chan error, 1)
 	go func() {
-		_, err := guest.Get(ctx, stream, agentapi.Get{Path: from.Path}, w)
+		var err error
+		sent, err = guest.Get(ctx, stream, agentapi.Get{Path: from.Path}, w)
 		w.CloseWithError(err)
 		got <- err
 	}()
@@ -125,7 +127,8 @@ func (s Session) CopyOut(ctx context.Context, from Place, to string) (agentapi.D
 	if err != nil {
 		return agentapi.Done{}, err
 	}
-	return agentapi.Done{Files: stats.Files, Bytes: stats.Bytes, Skipped: stats.Skipped}, nil
+	// What the guest has not sent, and what was not made here.
+	return agentapi.Done{Files: stats.Files, Bytes: stats.Bytes, Skipped: append(sent.Skipped, stats.Skipped...)}, nil
 }
 
 // unread says why a file of the host cannot be a source.

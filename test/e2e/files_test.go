@@ -256,7 +256,8 @@ func TestCopyFromHostileGuest(t *testing.T) {
 	victim := filepath.Join(dir, "victim")
 	write(t, victim, map[string]string{"file": "untouched"}, 0o644)
 	w.inGuest(t, vm, `mkdir -p /tmp/evil/sub "/tmp/evil/..x" && cd /tmp/evil && echo own >sub/file && echo own >"..x/file" && echo own >file &&
-		ln -s "$1" out && ln -s ../../../../../../etc/passwd passwd && cp /bin/busybox su 2>/dev/null; chmod 6755 su && mkfifo fifo && mknod null c 1 3 && chmod 1755 sub`, victim)
+		ln -s "$1" out && ln -s ../../../../../../etc/passwd passwd && cp /bin/busybox su 2>/dev/null; chmod 6755 su && mkfifo fifo && mknod null c 1 3 && chmod 1755 sub &&
+		mkdir kernel && mount -t proc proc kernel`, victim)
 	into := filepath.Join(dir, "into")
 	// The user's own links in the target are no way out either.
 	if err := errors.Join(os.MkdirAll(into+"/evil", 0o755), os.Symlink(victim, into+"/evil/sub"), os.Symlink(victim+"/file", into+"/evil/file")); err != nil {
@@ -270,8 +271,11 @@ func TestCopyFromHostileGuest(t *testing.T) {
 		t.Errorf("the victim is %q, %v", b, err)
 	}
 	r = w.banger(t, "vm", "cp", vm+":/tmp/evil", dir+"/clean")
-	if r.code != 0 || !strings.Contains(r.stderr, "fifo") || !strings.Contains(r.stderr, "null") {
-		t.Errorf("copying = %+v, want the special files named", r)
+	if r.code != 0 || !strings.Contains(r.stderr, "fifo") || !strings.Contains(r.stderr, "null") || !strings.Contains(r.stderr, "evil/kernel") {
+		t.Errorf("copying = %+v, want the special files named, and what the guest left out", r)
+	}
+	if r = w.banger(t, "vm", "cp", vm+":/tmp/evil", "-"); r.code != 0 || !strings.Contains(r.stderr, "evil/kernel") {
+		t.Errorf("copying to stdout = %d, %q; want what was left out named", r.code, r.stderr)
 	}
 	if got, err := os.Readlink(dir + "/clean/out"); err != nil || got != victim {
 		t.Errorf("a link became %q, %v", got, err)
@@ -286,7 +290,7 @@ func TestCopyFromHostileGuest(t *testing.T) {
 			t.Errorf("%s was made on the host", name)
 		}
 	}
-	w.inGuest(t, vm, "rm -rf /tmp/evil")
+	w.inGuest(t, vm, "umount /tmp/evil/kernel && rm -rf /tmp/evil")
 }
 
 // listening waits for the line of `vm forward` and returns the address on the
