@@ -42,14 +42,11 @@ path, or one after ~/, begins at /root. "-" is a tar on stdin or stdout.
 			} else {
 				done, err = a.session(m).CopyOut(cmd.Context(), from, to.Path)
 			}
-			if err != nil {
-				return err
-			}
 			for _, name := range done.Skipped {
 				a.note("banger: %s is neither a file nor a directory and was left out", printable.Line(name, 200))
 			}
-			if to.Path == "-" { // stdout is the tar's
-				return nil
+			if err != nil || to.Path == "-" { // stdout is the tar's
+				return err
 			}
 			return a.print(done, func(io.Writer) {
 				if session.IsTerminal(a.Stderr) {
