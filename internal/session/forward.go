@@ -97,8 +97,11 @@ func (s Session) Forward(ctx context.Context, forwards []Forward, ready func([]F
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
-	if err == nil {
-		err = &api.Error{Code: api.GuestLost, Msg: s.Machine.Name + " has ended", Hint: "banger vm start " + s.Machine.Name}
+	switch {
+	case err == nil:
+		return &api.Error{Code: api.GuestLost, Msg: s.Machine.Name + " has ended", Hint: "banger vm start " + s.Machine.Name}
+	case api.CodeOf(err) == api.GuestLost: // a stop may end the companion before it has told everybody
+		return &api.Error{Code: api.GuestLost, Msg: s.Machine.Name + " has ended, or its companion has", Hint: "banger vm show " + s.Machine.Name}
 	}
 	return err
 }

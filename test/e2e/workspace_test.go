@@ -364,7 +364,7 @@ func TestWorkspaceRefusals(t *testing.T) {
 		{"unknown commit", "names no commit", []string{"--branch", "b", "--from", "nothing", plain.dir}},
 		{"from without a branch", "--branch", []string{"--from", "HEAD", plain.dir}},
 		{"a bad branch", "branch", []string{"--branch", "a..b", plain.dir}},
-		{"options without a path", "need a path", []string{"--include-untracked"}},
+		{"options without a path", "needs the path of a repository", []string{"--include-untracked"}},
 		{"detached and gone", "--rm", []string{"-d", "--rm", plain.dir}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
