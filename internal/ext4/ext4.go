@@ -35,6 +35,7 @@ const (
 	inodeSize      = 256
 	extraIsize     = 32 // bytes of the inode's second half before its xattrs
 	inodesPerBlock = blockSize / inodeSize
+	blocksPerInode = 4             // where files will be added
 	maxInodesGroup = 8 * blockSize // one bitmap block again
 	sectorsPerBlk  = blockSize / 512
 	maxBlocks      = 1<<32 - 1 // without the 64bit feature

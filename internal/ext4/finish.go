@@ -26,11 +26,11 @@ func (w *writer) finish() error {
 	w.out.sum.Write(table)
 	sum := w.out.sum.Sum(nil)
 	w.out.sum = nil // the rest depends on the tree: no need to hash it
-	g, err := plan(w.out.next(), used)
+	g, err := plan(w.out.next(), used, uint32(w.o.Writable/blockSize))
 	if err != nil {
 		return err
 	}
-	if uint64(g.end) > w.out.limit || 1+tableBlocks(uint64(g.blocks)) > w.first {
+	if uint64(g.blocks) > w.out.limit || 1+tableBlocks(uint64(g.blocks)) > w.first {
 		return fmt.Errorf("image of more than %d bytes: %w", w.o.MaxBytes, ErrTooLarge)
 	}
 	m := usage{geometry: g, descs: make([]groupDesc, g.groups), free: w.freeRuns(g, freed), inodes: int(used)}
@@ -176,7 +176,9 @@ func (w *writer) front(m *usage, sum []byte) error {
 	sb.InodesPerGroup = m.inodesPerGroup
 	// sparse_super2 without backup groups: no copies anywhere.
 	sb.Compat = compatExtAttr | compatDirIndex | compatSparseSuper2
-	sb.ROCompat |= roReadonly
+	if w.o.Writable == 0 {
+		sb.ROCompat |= roReadonly
+	}
 	copy(sb.Label[:], w.o.Label)
 	sb.UUID = w.o.UUID
 	if sb.UUID == [16]byte{} {

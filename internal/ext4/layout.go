@@ -107,9 +107,10 @@ type geometry struct {
 }
 
 // plan divides an image whose first used blocks are taken, for inodes up to
-// the number given.
-func plan(used, inodes uint32) (geometry, error) {
-	for groups := max(1, (uint64(used)+blocksPerGroup-1)/blocksPerGroup); groups*blocksPerGroup <= maxBlocks; groups++ {
+// the number given. It has least blocks or more, and with them, more inodes.
+func plan(used, inodes, least uint32) (geometry, error) {
+	inodes = max(inodes, least/blocksPerInode)
+	for groups := max(1, (uint64(max(used, least))+blocksPerGroup-1)/blocksPerGroup); groups*blocksPerGroup <= maxBlocks; groups++ {
 		perGroup := (uint64(inodes) + groups - 1) / groups
 		perGroup = (perGroup + inodesPerBlock - 1) / inodesPerBlock * inodesPerBlock
 		if perGroup > maxInodesGroup {
@@ -127,7 +128,7 @@ func plan(used, inodes uint32) (geometry, error) {
 			inodeTable:     used + 2*uint32(groups),
 			end:            uint32(end),
 			// Many inodes can ask for more groups than the blocks do.
-			blocks: uint32(max(end, (groups-1)*blocksPerGroup+1)),
+			blocks: uint32(max(end, (groups-1)*blocksPerGroup+1, uint64(least))),
 		}, nil
 	}
 	return geometry{}, fmt.Errorf("file system of more than %d blocks: %w", maxBlocks, ErrTooLarge)

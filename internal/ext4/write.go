@@ -2,6 +2,7 @@ package ext4
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -23,6 +24,10 @@ type Options struct {
 	// well: a tar may claim terabytes of holes in a kilobyte. Zero means 1 TiB;
 	// the most is 15 TiB.
 	MaxBytes int64
+	// Writable, if not zero, makes an image of so many bytes that may be written
+	// to, for machines that are thrown away: it has free blocks, an inode for each
+	// 16 KiB, no journal, and not the mark that forbids writing.
+	Writable int64
 	// MaxInodes limits the number of files, directories and so on. Zero means
 	// 4 million: each takes about 600 bytes of memory.
 	MaxInodes int
@@ -59,25 +64,18 @@ const (
 )
 
 func (o *Options) setDefaults() error {
-	if o.MaxBytes <= 0 {
-		o.MaxBytes = defaultMaxBytes
-	}
-	o.MaxBytes = min(o.MaxBytes, mostBytes)
-	if o.MaxInodes <= 0 {
-		o.MaxInodes = defaultMaxInodes
-	}
-	if o.MaxNames <= 0 {
-		o.MaxNames = defaultMaxNames
-	}
+	o.MaxBytes = min(cmp.Or(max(o.MaxBytes, 0), defaultMaxBytes), mostBytes)
+	o.MaxInodes = cmp.Or(max(o.MaxInodes, 0), defaultMaxInodes)
+	o.MaxNames = cmp.Or(max(o.MaxNames, 0), defaultMaxNames)
 	if len(o.Label) > 16 {
 		return fmt.Errorf("label %q: the limit is 16 bytes", o.Label)
 	}
 	return nil
 }
 
-// Write reads a tar from r to its end and makes of it a read-only ext4 image
-// in f, a regular file, whose content is replaced. It goes through the tar
-// once and keeps the tree's metadata in memory.
+// Write reads a tar from r to its end, once, and makes of it an ext4 image in f,
+// a regular file, whose content is replaced. The image is read-only unless o says
+// otherwise. The tree's metadata is kept in memory.
 //
 // Entries come out as root's "tar -x" would leave them: a later entry replaces
 // an earlier one of the same name, a repeated directory keeps its children,

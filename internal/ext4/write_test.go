@@ -9,6 +9,8 @@ import (
 	"io"
 	"maps"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -16,6 +18,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"banger/internal/testneed"
 )
 
 // short lists an image as "path type+perm uid:gid links size target".
@@ -264,6 +268,37 @@ func TestWriteOptions(t *testing.T) {
 	}
 	if _, err := Write(t.Context(), bytes.NewReader(data), tempFile(t), Options{Label: "seventeen bytes.."}); err == nil {
 		t.Error("a label of 17 bytes was taken")
+	}
+}
+
+func TestWriteWritable(t *testing.T) {
+	const size = 1 << 30
+	data := tarOf(t, append(randomItems(7, 400), file("there", "before"))...)
+	f, info := write(t, bytes.NewReader(data), Options{Writable: size})
+	if info.Bytes != size || info.Used > size/4 {
+		t.Errorf("got %d bytes, %d of them used, want %d, most of them free", info.Bytes, info.Used, size)
+	}
+	if stats := debugfs(t, f, "stats -h"); strings.Contains(stats, "read-only") || !strings.Contains(stats, "Inode count:              65536\n") {
+		t.Errorf("want a superblock with 65536 inodes and no mark:\n%s", stats)
+	}
+	big := filepath.Join(t.TempDir(), "big") // larger than a group
+	if err := os.WriteFile(big, bytes.Repeat([]byte("added "), 200<<20/6), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"write " + big + " added", "mkdir below", "write " + big + " below/again", "rm added"} {
+		if out, err := exec.CommandContext(t.Context(), testneed.Tool(t, "debugfs"), "-w", "-R", command, f.Name()).CombinedOutput(); err != nil {
+			t.Fatalf("debugfs %s: %v\n%s", command, err, out)
+		}
+	}
+	fsck(t, f)
+	if got := stat(t, f, "below/again").Size; got < 200<<20-6 {
+		t.Errorf("got a file of %d bytes, want all that was written", got)
+	}
+	if got := read(t, f, "there"); got != "before" {
+		t.Errorf("got %q in a file that was there, want it as it was", got)
+	}
+	if _, err := Write(t.Context(), bytes.NewReader(data), tempFile(t), Options{Writable: size, MaxBytes: size / 2}); err == nil {
+		t.Error("an image larger than the limit was taken")
 	}
 }
 
