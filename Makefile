@@ -23,15 +23,20 @@ test: ## run all tests, real VMs included
 	@$(HOSTDEPS) test
 	@$(MAKE) -s build lint
 	go test -count=1 -timeout $(TESTTIME) ./...
-	@$(MAKE) -s race
+	@$(MAKE) -s race lab
 
 race: ## run the concurrent packages under the race detector
 	go test -count=1 -race -timeout $(TESTTIME) $$(cat race.txt)
 
+lab: ## run the tests of the lab machine (docs/lab.md): ARGS="-run KVM", ARGS=shell
+	@$(HOSTDEPS) test
+	@$(GOBUILD) -o build/lab-tool ./internal/cmd/lab
+	@build/lab-tool $(ARGS)
+
 lint: ## vet, staticcheck and gofmt
 	@test -z "$$(gofmt -l cmd internal bench test *.go | tee /dev/stderr)"
-	@go vet ./...
-	@go tool -modfile=tools/go.mod staticcheck ./...
+	@go vet ./... && go vet -tags lab ./test/lab
+	@go tool -modfile=tools/go.mod staticcheck ./... && go tool -modfile=tools/go.mod staticcheck -tags lab ./test/lab
 
 bench: build ## print the benchmarks as a table and as JSON
 	@$(HOSTDEPS) test
@@ -40,4 +45,4 @@ bench: build ## print the benchmarks as a table and as JSON
 clean: ## remove what make build made
 	rm -rf build
 
-.PHONY: help run build test race lint bench clean
+.PHONY: help run build test race lab lint bench clean

@@ -26,7 +26,7 @@ const (
 
 // testKits are imported by tests alone; what they bring together is no part of
 // the architecture.
-var testKits = map[string]bool{"internal/vmtest": true, "internal/host/hosttest": true, "internal/vmm/vmmtest": true}
+var testKits = map[string]bool{"internal/lab": true, "internal/vmtest": true, "internal/host/hosttest": true, "internal/vmm/vmmtest": true}
 
 var bigPackages = map[string]bool{"internal/daemon": true, "internal/cli": true, "internal/ext4": true}
 

@@ -55,3 +55,16 @@ func Missing(t testing.TB, what string) {
 	}
 	t.Skipf("this test needs %s", what)
 }
+
+// LabEnv is set in the lab machine: see internal/lab.
+const LabEnv = "BANGER_LAB"
+
+// Lab ends the test as failed unless it runs in the lab machine. Tests that say
+// so change the machine that they run on; they are built with the tag lab only,
+// so nobody meets them by accident, and none is skipped in silence.
+func Lab(t testing.TB) {
+	t.Helper()
+	if os.Getenv(LabEnv) != "1" {
+		t.Fatal("this test changes the machine that it runs on: use make lab")
+	}
+}

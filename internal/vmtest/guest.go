@@ -1,7 +1,9 @@
 package vmtest
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -30,44 +32,65 @@ type Guest struct {
 	Base      string // an image
 }
 
+// GuestEnv may name a directory that holds a guest, as MakeGuest leaves it: then
+// none is made.
+const GuestEnv = "BANGER_TEST_GUEST"
+
 // NeedGuest makes a guest in a directory of t's. It ends the test where
 // something that it takes is missing.
 func NeedGuest(t testing.TB) Guest {
 	t.Helper()
+	if dir := os.Getenv(GuestEnv); dir != "" {
+		return guestIn(dir, NeedKernel(t))
+	}
 	testneed.QEMU(t)
-	busybox, err := smallimage.Busybox()
-	if err != nil {
+	if _, err := smallimage.Busybox(); err != nil {
 		testneed.Missing(t, err.Error())
 	}
-	k, dir := NeedKernel(t), t.TempDir()
-	g := Guest{Vmlinux: k.Vmlinux, Initramfs: filepath.Join(dir, "initramfs"), Base: filepath.Join(dir, "base")}
-	agent := filepath.Join(dir, "agent")
-	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", agent, "banger/cmd/banger-vsock-agent")
+	g, err := MakeGuest(t.Context(), NeedKernel(t), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+func guestIn(dir string, k Kernel) Guest {
+	return Guest{Vmlinux: k.Vmlinux, Initramfs: filepath.Join(dir, "initramfs"), Base: filepath.Join(dir, "base")}
+}
+
+// MakeGuest makes a guest in dir, for programs that are no tests.
+func MakeGuest(ctx context.Context, k Kernel, dir string) (Guest, error) {
+	busybox, err := smallimage.Busybox()
+	if err != nil {
+		return Guest{}, err
+	}
+	g, agent := guestIn(dir, k), filepath.Join(dir, "agent")
+	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", agent, "banger/cmd/banger-vsock-agent")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building the agent: %v\n%s", err, out)
+		return Guest{}, fmt.Errorf("building the agent: %w\n%s", err, out)
 	}
 	in := initramfs.In{}
 	if in.Agent, err = os.ReadFile(agent); err != nil {
-		t.Fatal(err)
+		return Guest{}, err
 	}
 	if in.Modules, err = modules(k.Tar); err != nil {
-		t.Fatal(err)
+		return Guest{}, err
 	}
 	if err := replace(g.Initramfs, func(w io.Writer) error { return initramfs.Build(w, in) }); err != nil {
-		t.Fatal(err)
+		return Guest{}, err
 	}
 	image, err := os.Create(g.Base)
 	if err != nil {
-		t.Fatal(err)
+		return Guest{}, err
 	}
 	defer image.Close()
 	r, w := io.Pipe()
 	go func() { w.CloseWithError(smallimage.Write(w, busybox)) }()
-	if _, err := ext4.Write(t.Context(), r, image, ext4.Options{Label: "small"}); err != nil {
-		t.Fatalf("making the small image: %v", err)
+	if _, err := ext4.Write(ctx, r, image, ext4.Options{Label: "small"}); err != nil {
+		return Guest{}, fmt.Errorf("making the small image: %w", err)
 	}
-	return g
+	return g, nil
 }
 
 // modules are those of the initramfs, in its order.

@@ -2,6 +2,7 @@ package vmtest
 
 import (
 	"archive/tar"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"banger/internal/api"
 	"banger/internal/bzimage"
 	"banger/internal/recipe"
 	"banger/internal/testneed"
@@ -34,48 +36,58 @@ type Kernel struct {
 // testneed.Missing.
 func NeedKernel(t testing.TB) Kernel {
 	t.Helper()
+	k, err := MakeKernel(t.Context())
+	var lacks *api.Error
+	if errors.As(err, &lacks) && lacks.Code == api.Missing {
+		testneed.Missing(t, "a kernel, for which something is missing: "+err.Error())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// MakeKernel is NeedKernel for programs that are no tests.
+func MakeKernel(ctx context.Context) (Kernel, error) {
 	if dir := os.Getenv(KernelEnv); dir != "" {
-		return Kernel{filepath.Join(dir, "vmlinux"), filepath.Join(dir, "kernel.tar")}
+		return Kernel{filepath.Join(dir, "vmlinux"), filepath.Join(dir, "kernel.tar")}, nil
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		t.Fatal(err)
+		return Kernel{}, err
 	}
 	dir := filepath.Join(cache, "banger-test", recipe.DefaultKernel)
 	k := Kernel{filepath.Join(dir, "vmlinux"), filepath.Join(dir, "kernel.tar")}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
+		return Kernel{}, err
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		t.Fatal(err)
+		return Kernel{}, err
 	}
 	defer lock.Close()
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
+		return Kernel{}, err
 	}
 	if _, err := os.Stat(k.Vmlinux); err == nil { // made last
-		return k
+		return k, nil
 	}
 	r, err := recipe.Kernel(recipe.DefaultKernel)
 	if err != nil {
-		t.Fatal(err)
+		return Kernel{}, err
 	}
 	o := recipe.Options{CacheDir: filepath.Join(dir, "cache")}
-	if _, err := recipe.Check(r, o); err != nil {
-		testneed.Missing(t, "a kernel, for which something is missing: "+err.Error())
-	}
 	err = replace(k.Tar, func(w io.Writer) error {
 		o.Out = w
-		return recipe.Run(t.Context(), r, o)
+		return recipe.Run(ctx, r, o)
 	})
 	if err == nil {
 		err = replace(k.Vmlinux, func(w io.Writer) error { return vmlinux(w, k.Tar) })
 	}
 	if err != nil {
-		t.Fatalf("building a kernel for tests: %v", err)
+		return Kernel{}, fmt.Errorf("building a kernel for tests: %w", err)
 	}
-	return k
+	return k, nil
 }
 
 // replace writes a file as a whole.

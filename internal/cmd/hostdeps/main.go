@@ -44,6 +44,7 @@ var needs = []need{
 	{program: "gcc", why: "the race detector", apt: "gcc libc6-dev", dnf: "gcc glibc-devel", pacman: "gcc", test: true},
 	{program: "newuidmap", why: "tests of ordinary accounts", apt: "uidmap", dnf: "shadow-utils-subid", pacman: "shadow", test: true},
 	{program: "strace", why: "counts processes and system calls", apt: "strace", dnf: "strace", pacman: "strace", test: true},
+	{program: "pip3", why: "gets a Firecracker for the tests", apt: "python3-pip", dnf: "python3-pip", pacman: "python-pip", test: true},
 	{program: "tmux", why: "terminal tests", apt: "tmux", dnf: "tmux", pacman: "tmux", test: true},
 }
 

@@ -1,0 +1,209 @@
+// Command lab runs the tests that need a machine of their own, in the lab
+// machine: see docs/lab.md.
+//
+//	go run ./internal/cmd/lab [flags] [test]    the tests of lab.txt
+//	go run ./internal/cmd/lab [flags] run FILE  a bash script
+//	go run ./internal/cmd/lab shell             a root shell; poweroff ends it
+//
+// In all three the machine has banger's binaries in /lab/bin, Firecracker in
+// /lab/firecracker, and a small guest in /lab/guest.
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"banger/internal/lab"
+	"banger/internal/vmtest"
+)
+
+// options are the command line.
+type options struct {
+	run     string // a pattern, as for go test
+	list    string // the file that names the packages
+	results string // a directory
+	cover   bool
+	limit   time.Duration // of all
+	args    []string      // the verb, and what it works on
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var o options
+	flag.StringVar(&o.run, "run", "", "run only tests that match, as go test -run")
+	flag.StringVar(&o.list, "list", "lab.txt", "file with the packages")
+	flag.StringVar(&o.results, "results", "build/lab", "directory for results; what it held is removed")
+	flag.BoolVar(&o.cover, "cover", false, "build for coverage; the data come to RESULTS/out/cover")
+	flag.DurationVar(&o.limit, "limit", 20*time.Minute, "how long all of it may take")
+	flag.Parse()
+	o.args = flag.Args()
+	if err := do(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		os.Exit(1)
+	}
+}
+
+// do puts a job together, has the lab do it, and says how it went.
+func do(ctx context.Context, o options) error {
+	work, err := os.MkdirTemp("", "banger-lab-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work) //nolint:errcheck // nothing depends on it
+	if err := os.RemoveAll(o.results); err != nil {
+		return err
+	}
+	j := lab.Job{Results: o.results, Print: os.Stdout, Limit: o.limit, KeepGoing: true}
+	if j.Files, err = kit(ctx, o, work); err != nil {
+		return err
+	}
+	switch verb := append(o.args, "test")[0]; {
+	case verb == "test" && len(o.args) <= 1:
+		err = o.tests(ctx, &j, work)
+	case verb == "run" && len(o.args) == 2:
+		err = script(&j, o.args[1])
+	case verb == "shell" && len(o.args) == 1:
+		j.Shell, j.Results = true, ""
+	default:
+		return errors.New("usage: lab [flags] [test | run FILE | shell]")
+	}
+	if err != nil {
+		return err
+	}
+	r, err := lab.Do(ctx, j)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("lab: %d steps in %.1f s, boots", len(r.Steps), r.Took.Seconds())
+	for _, b := range r.Boots {
+		fmt.Printf(" %.1f s", b.Took.Seconds())
+	}
+	fmt.Println()
+	return r.Err()
+}
+
+// kit is what every job has: banger's binaries, Firecracker, and a guest.
+func kit(ctx context.Context, o options, work string) ([]lab.File, error) {
+	bin := filepath.Join(work, "bin")
+	if err := goCommand(ctx, o, "build", "-o", bin+"/", "./cmd/..."); err != nil {
+		return nil, err
+	}
+	files, err := lab.Firecracker(ctx)
+	if err != nil {
+		return nil, err
+	}
+	k, err := vmtest.MakeKernel(ctx)
+	if err != nil {
+		return nil, err
+	}
+	guest := filepath.Join(work, "guest")
+	if err := os.Mkdir(guest, 0o755); err != nil {
+		return nil, err
+	}
+	g, err := vmtest.MakeGuest(ctx, k, guest)
+	if err != nil {
+		return nil, err
+	}
+	return append(files, lab.File{Name: "bin", Path: bin},
+		lab.File{Name: "kernel/vmlinux", Path: g.Vmlinux}, lab.File{Name: "kernel/kernel.tar", Path: k.Tar},
+		lab.File{Name: "guest/initramfs", Path: g.Initramfs}, lab.File{Name: "guest/base", Path: g.Base}), nil
+}
+
+// environment tells tests where things are.
+var environment = []string{vmtest.KernelEnv + "=" + lab.Dir + "/kernel", vmtest.GuestEnv + "=" + lab.Dir + "/guest"}
+
+// goCommand builds for the lab: static, with the tag.
+func goCommand(ctx context.Context, o options, verb string, args ...string) error {
+	argv := []string{verb, "-buildvcs=false", "-trimpath", "-tags", "lab"}
+	if o.cover {
+		argv = append(argv, "-cover", "-coverpkg=banger/...")
+	}
+	cmd := exec.CommandContext(ctx, "go", append(argv, args...)...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("go %s: %w", strings.Join(cmd.Args[1:], " "), err)
+	}
+	return nil
+}
+
+// script makes a file the job's only step.
+func script(j *lab.Job, name string) error {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	j.Steps = []lab.Step{{Name: name, Script: string(b), Env: environment, Limit: j.Limit}}
+	return nil
+}
+
+// tests compiles the packages of the list, each a step.
+func (o options) tests(ctx context.Context, j *lab.Job, work string) error {
+	f, err := os.Open(o.list)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		words := strings.Fields(sc.Text())
+		if len(words) == 0 || strings.HasPrefix(words[0], "#") {
+			continue
+		}
+		if err := o.pkg(ctx, j, work, append(words, "")); err != nil {
+			return err
+		}
+	}
+	if len(j.Steps) == 0 {
+		return fmt.Errorf("%s names no package", o.list)
+	}
+	return nil
+}
+
+// pkg compiles the tests of one package: words are its path and a pattern.
+func (o options) pkg(ctx context.Context, j *lab.Job, work string, words []string) error {
+	rel := strings.TrimPrefix(filepath.Clean(words[0]), "./")
+	binary := filepath.Join(work, "test", rel, "lab.test")
+	if err := os.MkdirAll(filepath.Dir(binary), 0o755); err != nil {
+		return err
+	}
+	if err := goCommand(ctx, o, "test", "-c", "-o", binary, words[0]); err != nil {
+		return err
+	}
+	if _, err := os.Stat(binary); err != nil {
+		return fmt.Errorf("%s of %s has no tests with the tag lab", words[0], o.list)
+	}
+	at := "test/" + rel
+	j.Files = append(j.Files, lab.File{Name: at + "/lab.test", Path: binary})
+	if data := filepath.Join(rel, "testdata"); isDir(data) {
+		j.Files = append(j.Files, lab.File{Name: at + "/testdata", Path: data})
+	}
+	argv := []string{"./lab.test", "-test.v", "-test.timeout=0"}
+	pattern := words[1]
+	if o.run != "" {
+		pattern = o.run
+	}
+	if pattern != "" {
+		argv = append(argv, "-test.run="+pattern)
+	}
+	if o.cover {
+		argv = append(argv, "-test.gocoverdir="+lab.Out+"/cover")
+	}
+	j.Steps = append(j.Steps, lab.Step{Name: rel, Argv: argv, Dir: lab.Dir + "/" + at, Env: environment, Limit: o.limit})
+	return nil
+}
+
+func isDir(name string) bool {
+	fi, err := os.Stat(name)
+	return err == nil && fi.IsDir()
+}
