@@ -58,9 +58,11 @@ func machineRecipe() recipe.Recipe {
 		Name:  "lab-machine",
 		Suite: "bookworm",
 		Packages: []string{
-			"linux-image-amd64", "systemd", "systemd-sysv", "dbus", "udev", "kmod", "procps", "systemd-resolved",
-			"iproute2", "nftables", "iptables", "conntrack", "iputils-ping", "dnsutils", "curl", "socat", "tcpdump",
-			"openssh-server", "openssh-client", "sudo", "git", "jq", "python3", "strace", "ca-certificates",
+			"systemd", "systemd-sysv", "dbus", "udev", "kmod", "procps", "e2fsprogs", "systemd-resolved",
+			"linux-image-amd64",
+			"tiny-initramfs", // in place of one that takes half a minute to make; the lab boots with its own
+			"iproute2", "nftables", "iptables", "conntrack", "iputils-ping", "bind9-dnsutils", "dnsmasq-base", "curl", "socat", "tcpdump",
+			"openssh-server", "openssh-client", "sudo", "git", "jq", "python3", "strace", "tmux", "busybox-static", "ca-certificates",
 		},
 		Files: []recipe.File{
 			{Path: "etc/systemd/system/default.target", Link: "/lib/systemd/system/multi-user.target"},
@@ -96,7 +98,7 @@ func key(r recipe.Recipe) string {
 }
 
 // prepare returns the machine's files. They are made once per account and
-// recipe, while other processes wait; that takes a minute or two, which say
+// recipe, while other processes wait; that takes some minutes, which say
 // announces.
 func prepare(ctx context.Context, say func(string)) (*files, error) {
 	cache, err := cacheDir()
@@ -112,23 +114,41 @@ func prepare(ctx context.Context, say func(string)) (*files, error) {
 	if m.lock, err = os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
 		return nil, err
 	}
-	if err = unix.Flock(int(m.lock.Fd()), unix.LOCK_EX); err == nil {
-		if _, serr := os.Stat(m.kernel); serr != nil { // made last
-			say("building the lab machine (once; a minute or two)")
-			err = build(ctx, r, dir, filepath.Join(cache, "downloads"))
-			prune(cache, dir)
-		}
-	}
+	err = m.make(func() error {
+		say("building the lab machine (once; some minutes)")
+		defer prune(cache, dir)
+		return build(ctx, r, dir, filepath.Join(cache, "downloads"))
+	})
 	if err == nil {
 		err = m.loadModules(dir)
-	}
-	if err == nil {
-		err = unix.Flock(int(m.lock.Fd()), unix.LOCK_SH)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("making the lab machine: %w", err), m.lock.Close())
 	}
 	return m, nil
+}
+
+// make returns when the files are there and this process holds a share of their
+// lock, under which nobody makes or removes them.
+func (m *files) make(build func() error) error {
+	for {
+		if err := unix.Flock(int(m.lock.Fd()), unix.LOCK_SH); err != nil {
+			return err
+		}
+		if _, err := os.Stat(m.kernel); err == nil { // made last
+			return nil
+		}
+		// The share is given up for the whole: somebody may be faster.
+		if err := unix.Flock(int(m.lock.Fd()), unix.LOCK_EX); err != nil {
+			return err
+		}
+		if _, err := os.Stat(m.kernel); err == nil {
+			continue
+		}
+		if err := build(); err != nil {
+			return err
+		}
+	}
 }
 
 // prune removes machines of other recipes that nobody uses.

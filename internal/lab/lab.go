@@ -49,6 +49,7 @@ const (
 // steps one after the other, and is gone.
 type Job struct {
 	Files []File
+	Disks []Disk
 	Steps []Step
 	// KeepGoing runs the steps after one that failed, too.
 	KeepGoing bool
@@ -77,6 +78,13 @@ type File struct {
 	Body []byte
 	// Mode is the permission bits; zero takes those of Path, or 0755.
 	Mode os.FileMode
+}
+
+// A Disk is a file of this host that the machine reads as a disk, for what is too
+// large to be copied: /dev/disk/by-id/virtio-NAME there.
+type Disk struct {
+	Name string // letters, digits and hyphens, at most 20
+	Path string // of a multiple of 512 bytes
 }
 
 // Before is what happens to the machine before a step.
@@ -230,6 +238,7 @@ func Do(ctx context.Context, j Job) (_ Result, err error) {
 		return Result{}, err
 	}
 	defer func() { err = errors.Join(err, v.end()) }()
+	say(j.Print, "booting")
 	d := &doing{vm: v, job: j}
 	err = d.all(ctx)
 	d.result.Took = time.Since(began)

@@ -11,9 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -60,6 +60,9 @@ func start(ctx context.Context, m *files, j Job) (_ *vm, err error) {
 		for _, f := range theirs {
 			f.Close()
 		}
+		if err != nil {
+			err = errors.Join(fmt.Errorf("booting the lab machine: %w", err), v.close())
+		}
 	}()
 	for _, conn := range []*net.Conn{&v.port, &v.qmp} {
 		ours, other, err := pair()
@@ -74,7 +77,7 @@ func start(ctx context.Context, m *files, j Job) (_ *vm, err error) {
 	} {
 		f, err := unnamed(write)
 		if err != nil {
-			return nil, fmt.Errorf("booting the lab machine: %w", err)
+			return nil, err
 		}
 		theirs = append(theirs, f)
 	}
@@ -93,16 +96,34 @@ func start(ctx context.Context, m *files, j Job) (_ *vm, err error) {
 	if j.Shell {
 		v.cmd.Stdin, v.cmd.Stdout, v.cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	}
-	if err := v.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("booting the lab machine: %w", err)
+	started := make(chan error)
+	go v.run(started)
+	if err := <-started; err != nil {
+		return nil, err
 	}
-	go func() {
-		_ = v.cmd.Wait() // how it ended shows in its words
-		close(v.exited)
-	}()
 	go v.readFrames()
 	return v, nil
 }
+
+// run starts QEMU and waits for its end, on one thread: what the kernel takes
+// for QEMU's parent, and kills it with, is the thread.
+func (v *vm) run(started chan<- error) {
+	runtime.LockOSThread()
+	err := v.cmd.Start()
+	started <- err
+	if err == nil {
+		_ = v.cmd.Wait() // how it ended shows in its words
+	}
+	close(v.exited)
+}
+
+// kernelArgs are for speed, save the first. For why the clock is told, see
+// [qemu.Driver]; hz is that of Debian's kernel.
+const (
+	kernelArgs = "console=ttyS0 loglevel=4 systemd.show_status=false mitigations=off cryptomgr.notests 8250.nr_uarts=1 " +
+		"rcupdate.rcu_expedited=1 tsc_early_khz=%d lpj=%d tsc=reliable"
+	hz = 250
+)
 
 // argv is QEMU's command line. "-cpu max" has AMD's virtualization for the
 // machine's own guests; without erms and fsrm the kernel copies in loops, which
@@ -124,13 +145,12 @@ func argv(ctx context.Context, m *files, j Job) ([]string, error) {
 	if memory == 0 {
 		memory = defaultMemory
 	}
-	const hz = 250 // of Debian's kernel; see qemu.Driver for why the clock is told
-	cmdline := fmt.Sprintf("console=ttyS0 loglevel=4 systemd.show_status=false mitigations=off tsc_early_khz=%d lpj=%d tsc=reliable", khz, khz*1000/hz)
+	cmdline := fmt.Sprintf(kernelArgs, khz, khz*1000/hz)
 	out := []string{program, "-name", "banger-lab", "-nodefaults", "-no-user-config", "-display", "none",
 		"-M", "q35", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,-erms,-fsrm",
 		"-smp", strconv.Itoa(cpus), "-m", strconv.Itoa(memory), "-nic", "none", "-device", "virtio-rng-pci",
 		"-kernel", m.kernel, "-initrd", fmt.Sprintf("/dev/fd/%d", fdInitramfs),
-		"-drive", "if=none,id=root,format=raw,cache=unsafe,snapshot=on,file=" + strings.ReplaceAll(m.root, ",", ",,"),
+		"-drive", "if=none,id=root,format=raw,cache=unsafe,snapshot=on,file=" + comma(m.root),
 		"-device", "virtio-blk-pci,drive=root,serial=lab-root",
 		"-add-fd", fmt.Sprintf("fd=%d,set=1", fdFiles),
 		"-drive", "if=none,id=files,format=raw,readonly=on,file=/dev/fdset/1",
@@ -138,6 +158,10 @@ func argv(ctx context.Context, m *files, j Job) ([]string, error) {
 		"-device", "virtio-serial-pci",
 		"-chardev", fmt.Sprintf("socket,id=port,fd=%d", fdPort), "-device", "virtserialport,chardev=port,name=" + labwire.Port,
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fdQMP), "-mon", "chardev=qmp,mode=control",
+	}
+	for _, d := range j.Disks {
+		out = append(out, "-drive", "if=none,id=disk-"+d.Name+",format=raw,readonly=on,file="+comma(d.Path),
+			"-device", "virtio-blk-pci,drive=disk-"+d.Name+",serial="+d.Name)
 	}
 	if j.Shell {
 		out = append(out, "-serial", "mon:stdio")
@@ -147,6 +171,9 @@ func argv(ctx context.Context, m *files, j Job) ([]string, error) {
 	}
 	return append(out, "-append", cmdline), nil
 }
+
+// comma is a file's name as a value in one of QEMU's lists.
+func comma(name string) string { return strings.ReplaceAll(name, ",", ",,") }
 
 // pair is a connection: our end, and the one that QEMU inherits.
 func pair() (net.Conn, *os.File, error) {
@@ -293,68 +320,20 @@ func (v *vm) end() error {
 		err = nil
 	}
 	<-v.exited
-	err = errors.Join(err, v.port.Close(), v.qmp.Close(), v.console.close())
+	err = errors.Join(err, v.close())
 	<-v.read
 	return err
 }
 
-// console keeps what the machine prints on its console: in a file, up to a
-// bound, and the end of it in memory.
-type console struct {
-	mu       sync.Mutex
-	f        *os.File // nil if nobody wants it
-	left     int64
-	last     []byte
-	panicked chan struct{}
-}
-
-// consoleBytes bounds the file: a machine may print for ever.
-const consoleBytes = 16 << 20
-
-func newConsole(path string) (*console, error) {
-	c := &console{left: consoleBytes, panicked: make(chan struct{})}
-	if path == "" {
-		return c, nil
-	}
-	var err error
-	c.f, err = os.Create(path)
-	return c, err
-}
-
-// Write takes what the machine prints.
-func (c *console) Write(b []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.f != nil && c.left > 0 {
-		n, err := c.f.Write(b[:min(int64(len(b)), c.left)])
-		if c.left -= int64(n); err != nil {
-			c.left = 0 // the tail is still there
+// close closes what this process has of the machine, or of a part of one.
+func (v *vm) close() (err error) {
+	for _, c := range []net.Conn{v.port, v.qmp} {
+		if c != nil {
+			err = errors.Join(err, c.Close())
 		}
 	}
-	c.last = append(c.last, b...)
-	c.last = c.last[max(0, len(c.last)-tailBytes):]
-	if bytes.Contains(c.last, []byte("Kernel panic - not syncing")) {
-		select {
-		case <-c.panicked:
-		default:
-			close(c.panicked)
-		}
+	if v.console != nil {
+		err = errors.Join(err, v.console.close())
 	}
-	return len(b), nil
-}
-
-// tail is the last lines.
-func (c *console) tail() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	const most = 40
-	lines := strings.Split(strings.TrimSpace(strings.ReplaceAll(string(c.last), "\r", "")), "\n")
-	return strings.Join(lines[max(0, len(lines)-most):], "\n")
-}
-
-func (c *console) close() error {
-	if c.f == nil {
-		return nil
-	}
-	return c.f.Close()
+	return err
 }

@@ -6,11 +6,12 @@
 //	go run ./internal/cmd/lab shell             a root shell; poweroff ends it
 //
 // In all three the machine has banger's binaries in /lab/bin, Firecracker in
-// /lab/firecracker, and a small guest in /lab/guest.
+// /lab/firecracker, and a small guest in /lab/guest, its image's tar included.
 package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -24,6 +25,7 @@ import (
 	"time"
 
 	"banger/internal/lab"
+	"banger/internal/smallimage"
 	"banger/internal/vmtest"
 )
 
@@ -115,7 +117,15 @@ func kit(ctx context.Context, o options, work string) ([]lab.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(files, lab.File{Name: "bin", Path: bin},
+	busybox, err := smallimage.Busybox()
+	if err != nil {
+		return nil, err
+	}
+	var small bytes.Buffer
+	if err := smallimage.Write(&small, busybox); err != nil {
+		return nil, err
+	}
+	return append(files, lab.File{Name: "bin", Path: bin}, lab.File{Name: "guest/small.tar", Body: small.Bytes(), Mode: 0o644},
 		lab.File{Name: "kernel/vmlinux", Path: g.Vmlinux}, lab.File{Name: "kernel/kernel.tar", Path: k.Tar},
 		lab.File{Name: "guest/initramfs", Path: g.Initramfs}, lab.File{Name: "guest/base", Path: g.Base}), nil
 }
