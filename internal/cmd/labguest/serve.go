@@ -48,10 +48,11 @@ func serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	h := labwire.Hello{}
+	h, began := labwire.Hello{}, time.Now()
 	if err := bring(ctx); err != nil {
 		h.Problem = err.Error()
 	}
+	fmt.Printf("brought the files in, in %v\n", time.Since(began)) // to the journal
 	// Its status tells degraded from running; the word is enough.
 	state, _ := exec.CommandContext(ctx, "systemctl", "is-system-running", "--wait").Output()
 	h.State = strings.TrimSpace(string(state))
