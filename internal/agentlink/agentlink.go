@@ -223,7 +223,8 @@ func (l *Link) watch(ctx context.Context, s *mux.Session) error {
 }
 
 // note passes an event on that was not known: each session begins with all
-// that has happened. Only problems can be many; the others are told once.
+// that has happened. Only problems can be many; the others are told once,
+// but for an end whose kind is known later.
 func (l *Link) note(e agentapi.Event) {
 	switch e.Type {
 	case agentapi.EventProblem:
@@ -234,10 +235,14 @@ func (l *Link) note(e agentapi.Event) {
 		l.seen[e] = true
 	case agentapi.EventAgent, agentapi.EventSockets, agentapi.EventBoot, agentapi.EventHandover, agentapi.EventEnding, agentapi.EventFrozen:
 		e.Text = printable.Line(e.Text, maxText)
-		if l.told[e.Type] {
+		key := e.Type
+		if e.Type == agentapi.EventEnding && e.Text != "" {
+			key += " of a kind" // which may be known later than that it ends
+		}
+		if l.told[key] {
 			return
 		}
-		l.told[e.Type] = true
+		l.told[key] = true
 	default: // a word of a later version, or of nobody's
 		return
 	}

@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -173,7 +172,7 @@ func (c *companion) record() host.Record {
 func (c *companion) live(ctx context.Context, started io.WriteCloser) error {
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	c.link = agentlink.New(agentlink.Config{Dial: c.dialAgent, Identity: c.cfg.Identity,
+	c.link = agentlink.New(agentlink.Config{Dial: c.vmm.channels.Agent, Identity: c.cfg.Identity,
 		Hello: c.hello, Event: c.event, Log: c.log})
 	var wg sync.WaitGroup
 	wg.Go(func() { c.link.Run(serving) })
@@ -241,15 +240,4 @@ func (c *companion) signal(sig syscall.Signal) {
 	if err := c.vmm.process.Signal(sig); err != nil && !errors.Is(err, procid.ErrDead) {
 		c.log.Error("signalling the VMM", "err", err)
 	}
-}
-
-// remove deletes the VMM's sockets; they may be gone.
-func remove(paths ...string) error {
-	var errs []error
-	for _, p := range paths {
-		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
 }

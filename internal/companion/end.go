@@ -38,7 +38,7 @@ func (c *companion) farewell(ctx context.Context) host.Exit {
 	case <-c.vmm.printed:
 	case <-ctx.Done():
 	}
-	e := ending{label: c.label(), word: word, stderr: c.vmm.stderr.last()}
+	e := ending{label: vmm.Label(c.cfg.Driver), word: word, mute: c.driver.Wiring().Mute, stderr: c.vmm.stderr.last()}
 	if c.vmm.cmd != nil {
 		<-c.vmm.reaped
 		e.status, _ = c.vmm.cmd.ProcessState.Sys().(syscall.WaitStatus)
@@ -48,6 +48,7 @@ func (c *companion) farewell(ctx context.Context) host.Exit {
 	c.state.mu.Lock()
 	defer c.state.mu.Unlock()
 	e.intent, e.asked, e.began, e.clean = c.state.intent, c.state.asked, c.state.ending, c.state.frozen
+	e.kind = c.state.kind
 	return e.exit()
 }
 
@@ -60,14 +61,35 @@ type ending struct {
 	known    bool   // status is
 	stderr   string // the VMM's last line
 	asked    bool   // a stop was asked for
+	mute     bool   // the VMM has no words
 	began    bool   // the guest has said that it ends
+	kind     string // and how: poweroff, halt or reboot
 	clean    bool   // and that its disk is clean
 	panicked bool   // its console ends so
+}
+
+// guess is the word that a mute VMM would have said. It has ended by itself only
+// if its status is 0, which is not known of one that was adopted.
+func (e ending) guess() string {
+	switch {
+	case e.known && (!e.status.Exited() || e.status.ExitStatus() != 0):
+		return ""
+	case e.began && e.kind == "reboot":
+		return vmm.EndReset
+	case e.began:
+		return vmm.EndShutdown
+	case e.known || e.panicked:
+		return vmm.EndReset
+	}
+	return ""
 }
 
 // exit weighs it.
 func (e ending) exit() host.Exit {
 	x := host.Exit{Clean: e.clean}
+	if e.word == "" && e.mute {
+		e.word = e.guess()
+	}
 	switch {
 	case e.intent != nil:
 		x.Reason, x.Asked = e.intent.reason, e.intent.reason != poweredOff

@@ -31,6 +31,16 @@ func TestReasons(t *testing.T) {
 		"adopted":              {ending{label: "QEMU"}, host.Exit{Reason: "QEMU ended without saying why"}},
 		"lease":                {ending{word: vmm.EndShutdown, intent: &intent{leaseEnded}}, host.Exit{Reason: "its lease ended", Asked: true}},
 		"slow power off":       {ending{intent: &intent{poweredOff}, clean: true}, host.Exit{Reason: "the guest powered off", Clean: true}},
+		"mute power off":       {ending{mute: true, known: true, began: true, kind: "poweroff", clean: true}, host.Exit{Reason: "the guest powered off", Clean: true}},
+		"mute reboot":          {ending{mute: true, known: true, began: true, kind: "reboot"}, host.Exit{Reason: "the guest rebooted", Reboot: true}},
+		"mute sudden reset":    {ending{mute: true, known: true}, host.Exit{Reason: "the guest rebooted", Reboot: true}},
+		"mute panic":           {ending{mute: true, known: true, panicked: true}, host.Exit{Reason: "the guest's kernel panicked"}},
+		"mute failure": {ending{mute: true, label: "Firecracker", known: true, status: syscall.WaitStatus(148 << 8), began: true, kind: "poweroff"},
+			host.Exit{Reason: "Firecracker ended with code 148"}},
+		"mute, killed":             {ending{mute: true, label: "Firecracker", known: true, status: 9}, host.Exit{Reason: "Firecracker was killed by signal 9"}},
+		"mute, adopted":            {ending{mute: true, label: "Firecracker"}, host.Exit{Reason: "Firecracker ended without saying why"}},
+		"mute, adopted, power off": {ending{mute: true, began: true, asked: true}, host.Exit{Reason: "it was stopped", Asked: true}},
+		"mute, adopted, panic":     {ending{mute: true, panicked: true}, host.Exit{Reason: "the guest's kernel panicked"}},
 	} {
 		if got := tt.in.exit(); got != tt.want {
 			t.Errorf("%s: exit() = %+v, want %+v", name, got, tt.want)

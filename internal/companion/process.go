@@ -5,133 +5,60 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
-	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	"banger/internal/api"
 	"banger/internal/companionapi"
+	"banger/internal/confine"
 	"banger/internal/crash"
 	"banger/internal/procid"
-	"banger/internal/unixsock"
 	"banger/internal/vmm"
+	"banger/internal/vmm/channel"
 )
 
 // running is a VMM and our ends of its channels.
 type running struct {
-	process *procid.Process
-	cmd     *exec.Cmd // nil if it was adopted
-	control vmm.Control
-	stderr  *tail
-	dir     string
+	process  *procid.Process
+	cmd      *exec.Cmd // nil if it was adopted
+	channels *channel.Set
+	control  vmm.Control
+	stderr   *tail
 
 	reaped  chan struct{} // closed when cmd has been waited for
 	printed chan struct{} // closed when the console has ended
-
-	mu    sync.Mutex
-	agent net.Conn // the connection made before the VMM began, for the first session
 }
 
-// channels are the sockets of a VMM.
-type channels struct {
-	listeners            []*os.File
-	agent, term, control net.Conn
+func (c *companion) place() channel.Place {
+	return channel.Place{Dir: c.cfg.Dir, UID: c.cfg.UID, GID: c.cfg.GID}
 }
 
-func (ch *channels) close() {
-	for _, l := range ch.listeners {
-		l.Close()
-	}
-	for _, c := range []net.Conn{ch.agent, ch.term, ch.control} {
-		if c != nil {
-			c.Close()
-		}
-	}
-}
-
-// dial connects to a socket of the VMM, in our directory. QEMU listens on what
-// it inherits once more, as the uid that it runs as.
-func (c *companion) dial(ctx context.Context, name string) (*net.UnixConn, error) {
-	return unixsock.Dial(ctx, c.path(name), c.cfg.UID)
-}
-
-// connect dials the three sockets of a VMM.
-func (ch *channels) connect(ctx context.Context, dial func(context.Context, string) (*net.UnixConn, error)) error {
-	for name, c := range map[string]*net.Conn{
-		companionapi.AgentSocketName:   &ch.agent,
-		companionapi.ConsoleSocketName: &ch.term,
-		companionapi.ControlSocketName: &ch.control,
-	} {
-		conn, err := dial(ctx, name)
-		if err != nil {
-			return err
-		}
-		*c = conn
-	}
-	return nil
-}
-
-// sockets makes the VMM's listening sockets and connects to each before anybody
-// accepts: so the guest finds a host from its first instruction on.
-func (c *companion) sockets(ctx context.Context) (_ *channels, err error) {
-	ch := &channels{}
-	defer func() {
-		if err != nil {
-			ch.close()
-		}
-	}()
-	names := []string{companionapi.AgentSocketName, companionapi.ConsoleSocketName, companionapi.ControlSocketName}
-	for _, name := range names {
-		if err := remove(c.path(name)); err != nil {
-			return nil, err
-		}
-		l, err := unixsock.Bind(c.path(name))
-		if err != nil {
-			return nil, err
-		}
-		f, err := l.File()
-		l.Close()
-		if err != nil {
-			return nil, fmt.Errorf("making socket %s: %w", name, err)
-		}
-		ch.listeners = append(ch.listeners, f)
-	}
-	return ch, ch.connect(ctx, c.dial)
-}
-
-// launch starts the VMM. What it inherits is exactly its files, its sockets and
-// a pipe for its last words; it lives on when we die.
+// launch starts the VMM. What it inherits is exactly its files, its ends of the
+// channels and a pipe for its last words; it lives on when we die.
 func (c *companion) launch(ctx context.Context) (_ *running, err error) {
-	ch, err := c.sockets(ctx)
-	if err != nil {
+	r := &running{stderr: &tail{}, reaped: make(chan struct{}), printed: make(chan struct{})}
+	if r.channels, err = channel.Make(ctx, c.driver.Wiring(), c.place()); err != nil {
 		return nil, err
 	}
-	r := &running{dir: c.cfg.Dir, stderr: &tail{}, reaped: make(chan struct{}), printed: make(chan struct{})}
 	defer func() {
 		if err != nil {
-			ch.close()
-			err = errors.Join(err, r.removeSockets())
+			err = errors.Join(err, r.channels.Close(), r.channels.Remove())
 		}
 	}()
 	if err := companionapi.Save(c.cfg.Dir, companionapi.RecordName, c.record()); err != nil {
 		return nil, err
 	}
-	if r.cmd, err = c.command(ctx, ch); err != nil {
+	cfg, err := c.command(ctx, r)
+	if err != nil {
 		return nil, err
 	}
-	r.cmd.Stdout, r.cmd.Stderr = r.stderr, r.stderr
 	crash.Point("companion.ready")
-	if err := r.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("starting %s: %w", c.label(), err)
+	if err := c.exec(r, cfg); err != nil {
+		return nil, fmt.Errorf("starting %s: %w", vmm.Label(c.cfg.Driver), err)
 	}
 	crash.Point("companion.vmm-started")
-	for _, f := range r.cmd.ExtraFiles {
-		f.Close()
-	}
 	go func() {
 		defer close(r.reaped)
 		_ = r.cmd.Wait() // its state is looked at in the end
@@ -141,7 +68,13 @@ func (c *companion) launch(ctx context.Context) (_ *running, err error) {
 		return nil, c.early(r)
 	}
 	c.vmm = r
-	if err := c.attach(ctx, ch); err != nil {
+	err = c.attach(ctx, func(ctx context.Context) (vmm.Control, error) {
+		if err := r.started(ctx); err != nil {
+			return nil, err
+		}
+		return c.driver.Boot(ctx, r.channels.Control(), cfg)
+	})
+	if err != nil {
 		return nil, c.abandon(err)
 	}
 	if err := companionapi.Save(c.cfg.Dir, companionapi.RecordName, c.record()); err != nil {
@@ -149,6 +82,20 @@ func (c *companion) launch(ctx context.Context) (_ *running, err error) {
 	}
 	crash.Point("companion.recorded")
 	return r, nil
+}
+
+// started waits for the channels that the VMM makes, as long as it lives.
+func (r *running) started(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-r.process.Done():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return r.channels.Started(ctx)
 }
 
 func hold(pid int) (*procid.Process, error) {
@@ -168,21 +115,22 @@ func (c *companion) abandon(err error) error {
 
 // early is the error of a VMM that ended before it ran.
 func (c *companion) early(r *running) error {
-	return &api.Error{Code: api.Internal, Msg: c.label() + " ended at once: " + r.cmd.ProcessState.String(),
+	return &api.Error{Code: api.Internal, Msg: vmm.Label(c.cfg.Driver) + " ended at once: " + r.cmd.ProcessState.String(),
 		Detail: r.stderr.lines(), Hint: "see what this host lacks: banger doctor"}
 }
 
-// command is the VMM's command line, with the descriptors as it will see them.
-func (c *companion) command(ctx context.Context, ch *channels) (*exec.Cmd, error) {
+// command makes the VMM's command line, and returns its config with the
+// descriptors as it will see them.
+func (c *companion) command(ctx context.Context, r *running) (vmm.Config, error) {
 	cfg, files := c.cfg.VMM, []*os.File(nil)
-	pass := func(f *vmm.File, file *os.File) {
+	pass := func(file *os.File) vmm.File {
 		files = append(files, file)
-		*f = vmm.File{FD: 2 + len(files)} // ExtraFiles begin at 3
+		return vmm.File{FD: 2 + len(files)} // ExtraFiles begin at 3
 	}
 	inherit := func(f *vmm.File) {
 		if f.FD != 0 {
 			syscall.CloseOnExec(f.FD) // or the VMM would see it twice
-			pass(f, os.NewFile(uintptr(f.FD), f.Name))
+			*f = pass(os.NewFile(uintptr(f.FD), f.Name))
 		}
 	}
 	inherit(&cfg.Kernel)
@@ -191,15 +139,16 @@ func (c *companion) command(ctx context.Context, ch *channels) (*exec.Cmd, error
 	for i := range cfg.Disks {
 		inherit(&cfg.Disks[i].File)
 	}
-	pass(&cfg.Agent, ch.listeners[0])
-	pass(&cfg.Console, ch.listeners[1])
-	pass(&cfg.Control, ch.listeners[2])
+	r.channels.Hand(&cfg, pass)
 	argv, err := c.driver.Argv(cfg)
 	if err != nil {
-		return nil, err
+		return cfg, err
 	}
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), argv[0], argv[1:]...)
-	cmd.ExtraFiles, cmd.Dir = files, "/"
+	cmd.ExtraFiles, cmd.Dir, cmd.Stdout, cmd.Stderr = files, "/", r.stderr, r.stderr
+	if out := r.channels.Stdout(); out != nil {
+		cmd.Stdout = out
+	}
 	cmd.Env = []string{companionapi.DirEnv + "=" + c.cfg.Dir, "LANG=C.UTF-8"}
 	for _, name := range []string{"PATH", "TMPDIR"} {
 		if v, ok := os.LookupEnv(name); ok {
@@ -210,47 +159,88 @@ func (c *companion) command(ctx context.Context, ch *channels) (*exec.Cmd, error
 	if os.Geteuid() == 0 && c.cfg.UID != 0 {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(c.cfg.UID), Gid: uint32(c.cfg.GID)}
 	}
-	return cmd, nil
+	r.cmd = cmd
+	return cfg, nil
 }
 
-// adopt takes over a VMM that runs, through its sockets, on which it accepts a
-// connection again after the old one broke.
+// exec starts the command. A VMM that opens things by name is started where it
+// can open no others; one that has nothing to open needs no such care.
+func (c *companion) exec(r *running, cfg vmm.Config) error {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	cmd, opens := r.cmd, c.driver.Wiring().Opens
+	cmd.Stdin = null
+	defer func() {
+		for _, f := range cmd.ExtraFiles {
+			f.Close() // the channels' own are closed there once more
+		}
+	}()
+	if opens == nil {
+		return cmd.Start()
+	}
+	rules := confine.Rules{Devices: opens}
+	file := func(f vmm.File) *os.File { return cmd.ExtraFiles[f.FD-3] }
+	if cfg.Sockets.FD != 0 {
+		rules.Sockets = file(cfg.Sockets)
+	}
+	for _, f := range append([]vmm.Disk{{File: cfg.Kernel}, {File: cfg.Initramfs}}, cfg.Disks...) {
+		if f.File.FD != 0 {
+			rules.Files = append(rules.Files, file(f.File))
+		}
+	}
+	confined, err := confine.Start(cmd, rules)
+	if err == nil && !confined {
+		c.log.Warn("this kernel has no Landlock: the VMM is confined by its own seccomp filters only")
+	}
+	return err
+}
+
+// adopt takes over a VMM that runs, through its channels, on which it accepts a
+// connection again after the old one broke, or calls again.
 func (c *companion) adopt(ctx context.Context) (_ *running, err error) {
 	p, err := procid.Open(c.cfg.Adopt.VMM)
 	if err != nil {
 		return nil, &api.Error{Code: api.GuestLost, Msg: "taking over the VMM", Err: err}
 	}
-	ch := &channels{}
+	r := &running{process: p, stderr: &tail{}, printed: make(chan struct{})}
 	defer func() {
 		if err != nil {
-			ch.close()
 			p.Close()
 		}
 	}()
-	if err := ch.connect(ctx, c.dial); err != nil {
+	if r.channels, err = channel.Find(ctx, c.driver.Wiring(), c.place()); err != nil {
 		return nil, err
 	}
-	c.vmm = &running{dir: c.cfg.Dir, process: p, stderr: &tail{}, printed: make(chan struct{})}
-	if err := c.attach(ctx, ch); err != nil {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.channels.Close())
+		}
+	}()
+	c.vmm = r
+	err = c.attach(ctx, func(ctx context.Context) (vmm.Control, error) {
+		return c.driver.Attach(ctx, r.channels.Control())
+	})
+	if err != nil {
 		return nil, err
 	}
-	return c.vmm, companionapi.Save(c.cfg.Dir, companionapi.RecordName, c.record())
+	return r, companionapi.Save(c.cfg.Dir, companionapi.RecordName, c.record())
 }
 
 // attach waits for the VMM's first words and begins to read its console.
-func (c *companion) attach(ctx context.Context, ch *channels) error {
+func (c *companion) attach(ctx context.Context, begin func(context.Context) (vmm.Control, error)) error {
 	r := c.vmm
-	r.agent = ch.agent
 	go func() {
 		defer close(r.printed)
-		defer ch.term.Close()
-		_, _ = io.Copy(onlyWriter{c.console}, ch.term) // the console takes all; the channel ends with the VMM
+		_, _ = io.Copy(onlyWriter{c.console}, onlyReader{r.channels.Console()}) // the console takes all; the channel ends with the VMM
 	}()
 	ctx, cancel := context.WithTimeout(ctx, attachLimit)
 	defer cancel()
 	// A VMM that dies meanwhile closes its end: what it said before still counts.
 	var err error
-	r.control, err = c.driver.Attach(ctx, ch.control)
+	r.control, err = begin(ctx)
 	if err == nil {
 		return nil // if it died since, that is for live to tell
 	}
@@ -260,7 +250,7 @@ func (c *companion) attach(ctx context.Context, ch *channels) error {
 	select {
 	case <-r.process.Done():
 	case <-dying.C:
-		return fmt.Errorf("reaching %s: %w", c.label(), err)
+		return fmt.Errorf("reaching %s: %w", vmm.Label(c.cfg.Driver), err)
 	}
 	if r.cmd != nil {
 		<-r.reaped
@@ -272,33 +262,7 @@ func (c *companion) attach(ctx context.Context, ch *channels) error {
 // onlyWriter hides everything but Write, so that io.Copy uses its own buffer.
 type onlyWriter struct{ io.Writer }
 
-// dialAgent connects to the agent's channel: with the connection that was made
-// before the VMM began, the first time.
-func (c *companion) dialAgent(ctx context.Context) (net.Conn, error) {
-	r := c.vmm
-	r.mu.Lock()
-	first := r.agent
-	r.agent = nil
-	r.mu.Unlock()
-	if first != nil {
-		return first, nil
-	}
-	return c.dial(ctx, companionapi.AgentSocketName)
-}
-
-func (r *running) removeSockets() error {
-	return remove(r.dir+"/"+companionapi.AgentSocketName, r.dir+"/"+companionapi.ConsoleSocketName, r.dir+"/"+companionapi.ControlSocketName)
-}
-
 // close gives back what is ours of an ended VMM.
 func (r *running) close() error {
-	return errors.Join(r.control.Close(), r.process.Close(), r.removeSockets())
-}
-
-// label is what people call the VMM.
-func (c *companion) label() string {
-	if strings.HasPrefix(c.cfg.Driver, "qemu") {
-		return "QEMU"
-	}
-	return "the VMM"
+	return errors.Join(r.control.Close(), r.process.Close(), r.channels.Close(), r.channels.Remove())
 }

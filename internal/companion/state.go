@@ -21,8 +21,9 @@ type state struct {
 	agent   *agentapi.Hello
 	events  []companionapi.Event // bounded by what agentlink passes on
 	ended   *host.Exit
-	ending  bool // the guest has begun to shut down
-	frozen  bool // its disk is clean
+	ending  bool   // the guest has begun to shut down
+	kind    string // how it will end, if it said so
+	frozen  bool   // its disk is clean
 	intent  *intent
 	stop    int  // stops under way
 	asked   bool // there was a stop
@@ -151,6 +152,9 @@ func (c *companion) event(e agentapi.Event) {
 			if !s.ending {
 				s.ending = true
 				s.tell(companionapi.Event{Type: companionapi.EventEnding})
+			}
+			if e.Type == agentapi.EventEnding && e.Text != "" {
+				s.kind = e.Text
 			}
 			s.frozen = s.frozen || e.Type == agentapi.EventFrozen
 			kill = s.frozen && s.stop > 0

@@ -76,7 +76,7 @@ func (r *resolver) Open(_ context.Context, o machine.Origin) (_ *machine.Boot, e
 	if err != nil {
 		return nil, errors.Join(err, fs.Close())
 	}
-	return &machine.Boot{Kernel: k.Vmlinux, Initramfs: fs, Serial: vmm.SerialVM, Disks: []host.Disk{
+	return &machine.Boot{Kernel: k.Vmlinux, KernelConfig: k.Config, Initramfs: fs, Serial: vmm.SerialVM, Disks: []host.Disk{
 		{File: base, Serial: vmm.SerialBase, ReadOnly: true},
 		{File: k.Modules, Serial: vmm.SerialModules, ReadOnly: true},
 	}}, nil
@@ -102,7 +102,11 @@ func (b *bootfs) open(kernelID string, modules []initramfs.Module) (*os.File, er
 	if err != nil {
 		return nil, err
 	}
-	key := sha256.Sum256(fmt.Appendf(nil, "1 %s %x", kernelID, sum)) // 1: the form of the archive
+	form := []byte("2") // of the archive, and which modules it holds
+	for _, m := range modules {
+		form = fmt.Appendf(form, " %s", m.Name)
+	}
+	key := sha256.Sum256(fmt.Appendf(form, " %s %x", kernelID, sum))
 	path := filepath.Join(b.dir, "initramfs-"+hex.EncodeToString(key[:16])+".cpio")
 	if f, err := os.Open(path); !errors.Is(err, fs.ErrNotExist) {
 		if err != nil {

@@ -23,6 +23,7 @@ import (
 
 	"banger/internal/handover"
 	"banger/internal/initramfs"
+	"banger/internal/vmm"
 )
 
 // self is where the kernel has put this program.
@@ -36,6 +37,7 @@ const maxRestarts = 3
 
 // A boot is the state of PID 1.
 type boot struct {
+	cmdline  string // the kernel's
 	problems []string
 	init     string // kind
 	initPath string // of the image's init, as a path in the new root
@@ -83,6 +85,10 @@ func Die(err error) {
 		}
 	}
 	unix.Sync()
+	cmdline, _ := os.ReadFile("/proc/cmdline") // none of a guest that cannot even mount it
+	if vmm.Word(string(cmdline), vmm.WordOff) == vmm.OffReset {
+		return // the kernel panics when its first process ends, and resets: that is what is to be seen
+	}
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
@@ -100,7 +106,10 @@ func (b *boot) first() error {
 	// Modules, mounts and cgroups wait for the kernel's grace periods, and a
 	// boot for them. The agent lets them take their time again when it is over.
 	_ = os.WriteFile(handover.Expedite, []byte("1"), 0) // only slower without
-	b.load(initramfs.ChannelModules())
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	b.problem(err)
+	b.cmdline = string(cmdline)
+	b.load(initramfs.ChannelModules(vmm.Word(b.cmdline, vmm.WordChannel) == vmm.ChannelVsock))
 	return nil
 }
 

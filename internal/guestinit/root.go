@@ -34,10 +34,18 @@ func (m mount) do() error {
 
 func bind(src, dst string) error { return mount{src: src, dst: dst, flags: unix.MS_BIND}.do() }
 
-// blockDevices maps the serial of each virtio disk to its node. The order of
-// the devices is not that of the VMM's command line, so names mean nothing.
-func blockDevices() (map[string]string, error) {
+// blockDevices maps the serial of each virtio disk to its node. Where the VMM
+// can give a disk no serial, the kernel's command line says which is which, and
+// the kernel finds them in that order. Elsewhere names mean nothing: the order is
+// not that of the VMM's command line.
+func blockDevices(cmdline string) (map[string]string, error) {
 	found := map[string]string{}
+	if order := vmm.Word(cmdline, vmm.WordDisks); order != "" {
+		for i, serial := range strings.Split(order, ",") {
+			found[serial] = "/dev/vd" + string(rune('a'+i))
+		}
+		return found, nil
+	}
 	for c := 'a'; c <= 'z'; c++ {
 		name := "vd" + string(c)
 		b, err := os.ReadFile("/sys/block/" + name + "/serial")
@@ -56,7 +64,7 @@ func blockDevices() (map[string]string, error) {
 // must lie directly on the disk bound into it.
 func (b *boot) root() error {
 	b.load(initramfs.DiskModules())
-	dev, err := blockDevices()
+	dev, err := blockDevices(b.cmdline)
 	if err != nil {
 		return fmt.Errorf("looking for disks: %w", err)
 	}
@@ -94,8 +102,7 @@ func (b *boot) root() error {
 		flags: unix.MS_NOSUID | unix.MS_NOEXEC, data: "gid=5,mode=620,ptmxmode=666"}.do())
 	switch b.init {
 	case handover.InitSystemd:
-		cmdline, err := os.ReadFile("/proc/cmdline")
-		b.problem(errors.Join(err, writeUnits(handover.NewRoot, string(cmdline))))
+		b.problem(writeUnits(handover.NewRoot, b.cmdline))
 		// Already there, systemd need not start mount(8) for it.
 		b.problem(mount{src: "mqueue", dst: handover.NewRoot + "/dev/mqueue", kind: "mqueue",
 			flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC}.do())

@@ -128,7 +128,7 @@ func (l *life) settle(ctx context.Context, conn handover.Conn) error {
 
 // listen serves the host's sessions.
 func (l *life) listen(ctx context.Context) error {
-	p, err := openPort(vmm.PortName)
+	p, err := openChannel()
 	if err != nil {
 		return err
 	}
@@ -140,6 +140,16 @@ func (l *life) listen(ctx context.Context) error {
 		}
 		go l.serve(ctx, s)
 	}
+}
+
+// openChannel opens the channel to the host: a vsock where the kernel's command
+// line says so, else a virtio-serial port.
+func openChannel() (mux.Port, error) {
+	cmdline, _ := os.ReadFile("/proc/cmdline") // "" in an image without /proc
+	if vmm.Word(string(cmdline), vmm.WordChannel) == vmm.ChannelVsock {
+		return newCaller(dialVsock), nil
+	}
+	return openPort(vmm.PortName)
 }
 
 func (l *life) serve(ctx context.Context, s *mux.Session) {

@@ -15,6 +15,7 @@ import (
 
 	"banger/internal/agentapi"
 	"banger/internal/handover"
+	"banger/internal/vmm"
 )
 
 // The real-time signals with which systemd is told to power off or reboot,
@@ -63,7 +64,11 @@ func (l *life) begin(ctx context.Context, reboot bool) error {
 		go l.tellAgain(ctx, sig)
 	case handover.InitOther:
 		l.note(agentapi.EventEnding, verb)
-		if err := exec.CommandContext(ctx, "/bin/sh", "-c", "exec "+verb).Run(); err != nil {
+		word := verb
+		if onlyResets() { // this init knows no better than to power off
+			word = "reboot"
+		}
+		if err := exec.CommandContext(ctx, "/bin/sh", "-c", "exec "+word).Run(); err != nil {
 			go l.endAlone(ctx, verb)
 		}
 	default:
@@ -244,11 +249,18 @@ func Hook(ctx context.Context, verb string) {
 	PowerOff(verb)
 }
 
+// onlyResets says whether a reset is all that ends this machine. What it was
+// meant as, the host has been told.
+func onlyResets() bool {
+	cmdline, _ := os.ReadFile("/proc/cmdline") // "" where there is no /proc
+	return vmm.Word(string(cmdline), vmm.WordOff) == vmm.OffReset
+}
+
 // PowerOff ends the machine at once: a reboot if the verb says so. It returns
 // only if the kernel refuses.
 func PowerOff(verb string) {
 	cmd := unix.LINUX_REBOOT_CMD_POWER_OFF
-	if kindOf(verb) == "reboot" {
+	if kindOf(verb) == "reboot" || onlyResets() {
 		cmd = unix.LINUX_REBOOT_CMD_RESTART
 	}
 	_ = unix.Reboot(cmd)

@@ -27,9 +27,12 @@ type Spec struct {
 	VCPUs     int
 	MemoryMiB int64
 	Kernel    *os.File // an uncompressed ELF
-	Initramfs *os.File
-	Disks     []Disk
-	Identity  agentapi.Identity
+	// KernelConfig is what the kernel was built with, as its config file; it is
+	// not known if empty.
+	KernelConfig string
+	Initramfs    *os.File
+	Disks        []Disk
+	Identity     agentapi.Identity
 	// Lease makes the VM end when its leaseholder's connection to the
 	// companion closes. Until one is taken the VM lives on.
 	Lease bool

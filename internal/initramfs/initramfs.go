@@ -17,27 +17,33 @@ import (
 // The modules of a guest's first second, in load order. A kernel that has one of
 // them built in has no file for it: then it is left out of [In].
 var (
-	channelModules = []string{"virtio_ring", "virtio", "virtio_mmio", "virtio_console"}
-	diskModules    = []string{"virtio_blk", "overlay"}
-	netModules     = []string{"failover", "net_failover", "virtio_net"}
-	vsockModules   = []string{"vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"}
+	busModules    = []string{"virtio_ring", "virtio", "virtio_mmio"}
+	serialModules = []string{"virtio_console"}
+	vsockModules  = []string{"vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"}
+	diskModules   = []string{"virtio_blk", "overlay"}
+	netModules    = []string{"failover", "net_failover", "virtio_net"}
 )
 
-// ChannelModules are what the agent's channel needs.
-func ChannelModules() []string { return slices.Clone(channelModules) }
+// ChannelModules are what the agent's channel needs: a vsock, or else a port of
+// a virtio-serial device.
+func ChannelModules(vsock bool) []string {
+	if vsock {
+		return slices.Concat(busModules, vsockModules)
+	}
+	return slices.Concat(busModules, serialModules)
+}
 
 // DiskModules are what the disks need, once the channel's are loaded.
 func DiskModules() []string { return slices.Clone(diskModules) }
 
-// NetModules are what a network device needs. No guest has one yet.
+// NetModules are what a network device needs, once the channel's are loaded.
 func NetModules() []string { return slices.Clone(netModules) }
 
-// VsockModules are what a vsock needs. No guest has one yet.
-func VsockModules() []string { return slices.Clone(vsockModules) }
-
 // ModuleNames are the modules that every initramfs holds if the kernel has them
-// as modules, without ".ko".
-func ModuleNames() []string { return slices.Concat(channelModules, diskModules) }
+// as modules, without ".ko". A guest loads those that its devices need.
+func ModuleNames() []string {
+	return slices.Concat(busModules, serialModules, vsockModules, diskModules, netModules)
+}
 
 // ModuleDir is where the modules are, as NAME.ko.
 const ModuleDir = "/m"

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -90,9 +91,20 @@ func TestBuildReportsWriteErrors(t *testing.T) {
 	}
 }
 
-func TestModuleNamesStartWithTheChannel(t *testing.T) {
-	want := []string{"virtio_ring", "virtio", "virtio_mmio", "virtio_console", "virtio_blk", "overlay"}
-	if diff := cmp.Diff(want, initramfs.ModuleNames()); diff != "" {
-		t.Errorf("ModuleNames (-want +got):\n%s", diff)
+// What a guest loads is there, in an order in which each finds what it needs.
+func TestModules(t *testing.T) {
+	bus := []string{"virtio_ring", "virtio", "virtio_mmio"}
+	if diff := cmp.Diff(append(bus[:3:3], "virtio_console"), initramfs.ChannelModules(false)); diff != "" {
+		t.Errorf("ChannelModules(false) (-want +got):\n%s", diff)
+	}
+	vsock := append(bus[:3:3], "vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport")
+	if diff := cmp.Diff(vsock, initramfs.ChannelModules(true)); diff != "" {
+		t.Errorf("ChannelModules(true) (-want +got):\n%s", diff)
+	}
+	all := initramfs.ModuleNames()
+	for _, name := range slices.Concat(initramfs.ChannelModules(false), vsock, initramfs.DiskModules(), initramfs.NetModules()) {
+		if !slices.Contains(all, name) {
+			t.Errorf("ModuleNames() = %q, without %s", all, name)
+		}
 	}
 }

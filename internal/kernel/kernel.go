@@ -19,6 +19,7 @@ import (
 
 	"banger/internal/api"
 	"banger/internal/bzimage"
+	"banger/internal/ext4"
 	"banger/internal/initramfs"
 	"banger/internal/names"
 	"banger/internal/shelf"
@@ -229,6 +230,7 @@ func (s *Store) Delete(ctx context.Context, ref string) (api.Kernel, error) {
 type Files struct {
 	Vmlinux *os.File
 	Modules *os.File // an ext4 file system, whose root is lib/modules/REL
+	Config  string   // what it was built with
 }
 
 // Close closes the files.
@@ -249,7 +251,11 @@ func (s *Store) OpenFiles(id string) (*Files, error) {
 		v.Close()
 		return nil, fmt.Errorf("opening kernel's modules: %w", err)
 	}
-	return &Files{Vmlinux: v, Modules: m}, nil
+	c, err := os.ReadFile(s.shelf.Path(id, configName))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("reading kernel's configuration: %w", err), v.Close(), m.Close())
+	}
+	return &Files{Vmlinux: v, Modules: m, Config: string(c)}, nil
 }
 
 func gone(id string) error {
@@ -266,6 +272,9 @@ func (s *Store) Modules(id string) ([]initramfs.Module, error) {
 	for _, name := range initramfs.ModuleNames() {
 		data, err := os.ReadFile(s.shelf.Path(id, name+".ko"))
 		if errors.Is(err, os.ErrNotExist) {
+			data, err = s.late(id, name)
+		}
+		if errors.Is(err, os.ErrNotExist) {
 			continue // built in
 		}
 		if err != nil {
@@ -274,6 +283,39 @@ func (s *Store) Modules(id string) ([]initramfs.Module, error) {
 		out = append(out, initramfs.Module{Name: name, Data: data})
 	}
 	return out, nil
+}
+
+// lateModules are those that were not kept beside the modules' file system by the
+// first versions of this package, with their directories in it.
+var lateModules = map[string]string{
+	"vsock":                             "kernel/net/vmw_vsock",
+	"vmw_vsock_virtio_transport_common": "kernel/net/vmw_vsock",
+	"vmw_vsock_virtio_transport":        "kernel/net/vmw_vsock",
+	"failover":                          "kernel/net/core",
+	"net_failover":                      "kernel/drivers/net",
+	"virtio_net":                        "kernel/drivers/net",
+}
+
+// late reads a module of a kernel that was stored without it.
+func (s *Store) late(id, name string) ([]byte, error) {
+	dir, ok := lateModules[name]
+	if !ok {
+		return nil, os.ErrNotExist
+	}
+	f, err := os.Open(s.shelf.Path(id, modulesName))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fsys, err := ext4.Open(f)
+	if err != nil {
+		return nil, err
+	}
+	r, err := fsys.Open(dir + "/" + name + ".ko")
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(r)
 }
 
 // Room is a NoSpace error, which names the directory, if fewer than need bytes

@@ -193,7 +193,7 @@ func (v *vm) launch(ctx context.Context) (_ host.Run, err error) {
 	spec := host.Spec{
 		ID: v.id, Name: v.row.Name,
 		VCPUs: v.row.Spec.VCPUs, MemoryMiB: v.row.Spec.MemoryMiB,
-		Kernel: from.Kernel, Initramfs: from.Initramfs,
+		Kernel: from.Kernel, KernelConfig: from.KernelConfig, Initramfs: from.Initramfs,
 		Disks:       append(from.Disks[:len(from.Disks):len(from.Disks)], host.Disk{File: own, Serial: from.Serial}),
 		Lease:       v.row.Ephemeral,
 		ConsolePath: v.path(consoleName),

@@ -58,8 +58,10 @@ type Origin struct {
 type Boot struct {
 	Kernel    *os.File
 	Initramfs *os.File
-	Disks     []host.Disk // read-only; the VM's own disk is added to them
-	Serial    string      // of the VM's own disk
+	// KernelConfig is what the kernel was built with, if that is known.
+	KernelConfig string
+	Disks        []host.Disk // read-only; the VM's own disk is added to them
+	Serial       string      // of the VM's own disk
 }
 
 // Close closes the files.

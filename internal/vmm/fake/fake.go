@@ -20,8 +20,11 @@ import (
 	"banger/internal/vmm"
 )
 
-// Name is the driver's.
-const Name = "fake"
+// Name is the driver's, NameCalling that of one that is Calling.
+const (
+	Name        = "fake"
+	NameCalling = "fake-calling"
+)
 
 // verb is the argument by which a test binary knows that it is the VMM.
 const verb = "banger-fake-vmm"
@@ -52,10 +55,33 @@ const Hello = "fake guest: here I am"
 // A Driver runs this very program as the VMM.
 type Driver struct {
 	Path string // of a program that calls Main; os.Executable if empty
+	// Calling lays the channels as Firecracker has them: the guest calls, the
+	// console is printed, and there is no word of the end.
+	Calling bool
 }
 
-// Name is Name.
-func (Driver) Name() string { return Name }
+// Name is Name or NameCalling.
+func (d Driver) Name() string {
+	if d.Calling {
+		return NameCalling
+	}
+	return Name
+}
+
+// The files of one that is Calling.
+const (
+	calledName = "call.sock"
+	servedName = "served.sock"
+)
+
+// Wiring is that of QEMU, or that of Firecracker.
+func (d Driver) Wiring() vmm.Wiring {
+	if d.Calling {
+		return vmm.Wiring{Agent: vmm.Channel{How: vmm.Called, Name: calledName}, Console: vmm.Channel{How: vmm.Printed, Name: "console.fifo"},
+			Control: vmm.Channel{How: vmm.Served, Name: servedName}, Mute: true}
+	}
+	return vmm.Wiring{Agent: vmm.Channel{Name: "agent.sock"}, Console: vmm.Channel{Name: "console.sock"}, Control: vmm.Channel{Name: "control.sock"}}
+}
 
 // Argv runs Main with c as its argument.
 func (d Driver) Argv(c vmm.Config) ([]string, error) {
@@ -84,6 +110,11 @@ type control struct {
 
 	mu     sync.Mutex
 	reason string
+}
+
+// Boot is Attach: the machine runs by itself.
+func (d Driver) Boot(ctx context.Context, conn net.Conn, _ vmm.Config) (vmm.Control, error) {
+	return d.Attach(ctx, conn)
 }
 
 // Attach waits for the machine's first word, then for the reason of its end.

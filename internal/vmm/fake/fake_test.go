@@ -5,6 +5,7 @@ import (
 	"os"
 	"testing"
 
+	"banger/internal/vmm"
 	"banger/internal/vmm/fake"
 	"banger/internal/vmm/vmmtest"
 )
@@ -21,5 +22,9 @@ func TestContract(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	vmmtest.Suite{Driver: fake.Driver{}, Kernel: file, Initramfs: file, Marker: fake.Hello, Ends: fake.Off, Resets: fake.Panic}.Run(t)
+	for _, d := range []vmm.Driver{fake.Driver{}, fake.Driver{Calling: true}} {
+		t.Run(d.Name(), func(t *testing.T) {
+			vmmtest.Suite{Driver: d, Kernel: file, Initramfs: file, Marker: fake.Hello, Ends: fake.Off, Resets: fake.Panic}.Run(t)
+		})
+	}
 }

@@ -48,7 +48,7 @@ func MainWith(ctx context.Context, guest func(dir string, id agentapi.Identity) 
 type machine struct {
 	cfg     vmm.Config
 	words   []string
-	console *port
+	console io.Writer
 	control *port
 	channel *channel // the agent's
 	dir     string   // where commands run
@@ -84,18 +84,12 @@ func (m *machine) run(ctx context.Context, config string) error {
 		return err
 	}
 	defer os.RemoveAll(m.dir)
-	if m.console, err = newPort(m.cfg.Console); err != nil {
-		return err
-	}
-	if m.control, err = newPort(m.cfg.Control); err != nil {
+	agent, err := m.wire()
+	if err != nil {
 		return err
 	}
 	m.control.greeting = "\n"
 	go func() { _, _ = m.control.Read(make([]byte, 1)) }() // hosts are let in, and say nothing
-	agent, err := newPort(m.cfg.Agent)
-	if err != nil {
-		return err
-	}
 	m.printf("%s\r\n", Hello)
 	if m.told(Die) {
 		die()
@@ -103,6 +97,30 @@ func (m *machine) run(ctx context.Context, config string) error {
 	go m.misbehave()
 	go m.serve(ctx, agent)
 	return m.end(<-m.power)
+}
+
+// calling says whether the channels are as Firecracker has them.
+func (m *machine) calling() bool { return m.cfg.Sockets.FD != 0 }
+
+// wire lays the machine's ends of the channels, and returns the agent's.
+func (m *machine) wire() (agent *port, err error) {
+	if m.calling() {
+		dir := fmt.Sprintf("/proc/self/fd/%d/", m.cfg.Sockets.FD)
+		m.console = os.Stdout
+		if m.control, err = servePort(dir + servedName); err != nil {
+			return nil, err
+		}
+		return callPort(dir + calledName), nil
+	}
+	console, err := newPort(m.cfg.Console)
+	if err != nil {
+		return nil, err
+	}
+	m.console = console
+	if m.control, err = newPort(m.cfg.Control); err != nil {
+		return nil, err
+	}
+	return newPort(m.cfg.Agent)
 }
 
 func files(c vmm.Config) []vmm.File {
@@ -130,6 +148,7 @@ func (m *machine) misbehave() {
 		m.off(vmm.EndReset)
 	}
 	if m.told(Off) {
+		_, _ = m.control.host()
 		m.off(vmm.EndShutdown)
 	}
 	for m.told(Flood) {
@@ -153,6 +172,9 @@ func (m *machine) off(reason string) {
 
 // end tells the host why, if it is there to hear it.
 func (m *machine) end(reason string) error {
+	if m.calling() {
+		return nil
+	}
 	b, err := json.Marshal(last{Ended: reason})
 	if err != nil {
 		return err
@@ -340,13 +362,13 @@ func (m *machine) shutdown(c *agentapi.Conn, q *agentapi.Shutdown) error {
 	if err := c.WriteJSON(agentapi.KindOK, struct{}{}); err != nil || m.told(Hang) {
 		return err
 	}
-	m.happen(agentapi.Event{Type: agentapi.EventEnding})
+	end, kind := vmm.EndShutdown, "poweroff"
+	if q != nil && q.Reboot {
+		end, kind = vmm.EndReset, "reboot"
+	}
+	m.happen(agentapi.Event{Type: agentapi.EventEnding, Text: kind})
 	m.happen(agentapi.Event{Type: agentapi.EventFrozen})
 	m.flush() // as a kernel takes some time to power off
-	end := vmm.EndShutdown
-	if q != nil && q.Reboot {
-		end = vmm.EndReset
-	}
 	m.printf("fake guest: ending\r\n")
 	m.off(end)
 	return nil

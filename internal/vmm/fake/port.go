@@ -14,8 +14,9 @@ import (
 // port is a device that a host may connect to, one at a time: as QEMU's
 // sockets are. Coming and going of a host is no error to who uses it.
 type port struct {
-	l        *net.UnixListener
-	greeting string // what each host is told first
+	next     func() (net.Conn, error)       // waits for a host
+	bound    func(deadline time.Time) error // ends that wait
+	greeting string                         // what each host is told first
 
 	accept sync.Mutex // held while waiting for a host
 
@@ -33,7 +34,38 @@ func newPort(f vmm.File) (*port, error) {
 	}
 	u := l.(*net.UnixListener)
 	u.SetUnlinkOnClose(false)
-	return &port{l: u}, nil
+	return &port{next: u.Accept, bound: u.SetDeadline}, nil
+}
+
+// servePort is a port with a socket of its own.
+func servePort(path string) (*port, error) {
+	u, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	return &port{next: u.Accept, bound: u.SetDeadline}, nil
+}
+
+// callPort is a port that calls the host whenever there is none.
+func callPort(path string) *port {
+	p := &port{bound: func(time.Time) error { return nil }}
+	p.next = func() (net.Conn, error) {
+		tick := time.NewTicker(2 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			if c, err := net.Dial("unix", path); err == nil {
+				return c, nil
+			}
+			<-tick.C
+			p.mu.Lock()
+			over := !p.deadline.IsZero()
+			p.mu.Unlock()
+			if over {
+				return nil, os.ErrDeadlineExceeded
+			}
+		}
+	}
+	return p
 }
 
 // host returns the connection, waiting for one.
@@ -46,7 +78,7 @@ func (p *port) host() (net.Conn, error) {
 	if c != nil {
 		return c, nil
 	}
-	c, err := p.l.Accept()
+	c, err := p.next()
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +126,7 @@ func (p *port) SetDeadline(t time.Time) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.deadline = t
-	err := p.l.SetDeadline(t)
+	err := p.bound(t)
 	if p.conn != nil {
 		err = errors.Join(err, p.conn.SetDeadline(t))
 	}

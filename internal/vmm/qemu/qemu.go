@@ -41,6 +41,16 @@ func (d Driver) Name() string {
 	return NameTCG
 }
 
+// Wiring says that QEMU inherits the sockets of all three channels, which have
+// connections before it begins: so no byte is printed to nobody.
+func (Driver) Wiring() vmm.Wiring {
+	return vmm.Wiring{
+		Agent:   vmm.Channel{How: vmm.Inherited, Name: "agent.sock"},
+		Console: vmm.Channel{How: vmm.Inherited, Name: "console.sock"},
+		Control: vmm.Channel{How: vmm.Inherited, Name: "control.sock"},
+	}
+}
+
 // Find returns the path of the program, or an [*api.Error] that says how to
 // install it.
 func Find() (string, error) {
@@ -87,6 +97,8 @@ func check(c vmm.Config) error {
 	switch {
 	case c.ID == "" || strings.ContainsAny(c.ID, ", ="):
 		return fmt.Errorf("running QEMU: %q cannot be a VM's id", c.ID)
+	case c.Network != vmm.Network{}:
+		return errors.New("running QEMU: a network device is not for it")
 	case c.VCPUs < 1 || c.MemoryMiB < 1:
 		return fmt.Errorf("running QEMU: %d vCPUs and %d MiB of memory are not a machine", c.VCPUs, c.MemoryMiB)
 	}

@@ -40,6 +40,11 @@ type message struct {
 	} `json:"data"`
 }
 
+// Boot is Attach: the guest runs as soon as QEMU has its connections.
+func (d Driver) Boot(ctx context.Context, conn net.Conn, _ vmm.Config) (vmm.Control, error) {
+	return d.Attach(ctx, conn)
+}
+
 // Attach negotiates QMP on conn and listens from then on. It waits for QEMU's
 // greeting, as long as ctx allows. On an error conn is closed.
 func (Driver) Attach(ctx context.Context, conn net.Conn) (vmm.Control, error) {

@@ -4,10 +4,10 @@ package vmmtest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,22 +16,24 @@ import (
 	"testing"
 	"time"
 
-	"banger/internal/unixsock"
+	"banger/internal/confine"
 	"banger/internal/vmm"
+	"banger/internal/vmm/channel"
+	"banger/internal/vmm/vmmguest"
 )
 
-// A Suite is what to test. All but Limit is required.
+// A Suite is what to test. Driver, Kernel and Initramfs are required.
 type Suite struct {
 	Driver vmm.Driver
 	// Kernel and Initramfs are paths of files, which are copied.
 	Kernel, Initramfs string
-	// Marker is what the guest prints.
-	Marker string
-	// Stays is added to the command line of a guest that runs on after its
-	// marker; Ends to one that powers off, Resets to one that resets.
-	Stays, Ends, Resets string
-	TSCKHz              int64         // of the host
-	Limit               time.Duration // for a guest; a minute if 0
+	// Marker is what the guest prints; Ends is added to the command line of one
+	// that powers off after it, Resets to one that resets, Calls to one that says
+	// something on the agent's channel. Those of package vmmguest if they are empty.
+	Marker, Ends, Resets, Calls string
+	Words                       string        // added to every command line
+	TSCKHz                      int64         // of the host
+	Limit                       time.Duration // for a guest; a minute if 0
 }
 
 // A machine is a VMM that a test has started.
@@ -40,10 +42,9 @@ type machine struct {
 	cmd     *exec.Cmd
 	ctx     context.Context
 	control vmm.Control
-	agent   net.Conn
-	console net.Conn
+	place   channel.Place
+	set     *channel.Set
 	stderr  bytes.Buffer
-	paths   map[string]string // of the sockets
 }
 
 // Run runs the suite.
@@ -51,19 +52,26 @@ func (s Suite) Run(t *testing.T) {
 	if s.Limit == 0 {
 		s.Limit = time.Minute
 	}
+	s.Marker, s.Calls = cmp.Or(s.Marker, vmmguest.Marker), cmp.Or(s.Calls, vmmguest.Calls)
+	s.Ends, s.Resets = cmp.Or(s.Ends, vmmguest.Off), cmp.Or(s.Resets, vmmguest.Reset)
 	t.Run("ConsoleHasTheFirstByte", func(t *testing.T) {
-		m := s.start(t, s.Stays)
+		m := s.start(t, "")
 		m.await(s.Marker)
 		m.signal(syscall.SIGKILL)
 		if why := m.control.Ended(m.ctx); why != "" {
 			t.Errorf("Ended() of a killed VMM = %q, want nothing", why)
 		}
 	})
-	t.Run("PowerOffIsTold", func(t *testing.T) { s.ends(t, s.Ends, vmm.EndShutdown) })
-	t.Run("ResetIsTold", func(t *testing.T) { s.ends(t, s.Resets, vmm.EndReset) })
+	shutdown, reset := vmm.EndShutdown, vmm.EndReset
+	if s.Driver.Wiring().Mute {
+		shutdown, reset = "", "" // its status is all it says
+	}
+	t.Run("PowerOffIsTold", func(t *testing.T) { s.ends(t, s.Ends, shutdown) })
+	t.Run("ResetIsTold", func(t *testing.T) { s.ends(t, s.Resets, reset) })
+	t.Run("GuestReachesTheHost", s.call)
 	t.Run("ChannelsAreServedAgain", s.again)
 	t.Run("EndedKeepsToItsContext", func(t *testing.T) {
-		m := s.start(t, s.Stays)
+		m := s.start(t, "")
 		ctx, cancel := context.WithCancel(m.ctx)
 		cancel()
 		if why := m.control.Ended(ctx); why != "" {
@@ -85,27 +93,44 @@ func (s Suite) ends(t *testing.T, words, want string) {
 // again breaks all three connections and makes them anew, as a companion does
 // that takes over.
 func (s Suite) again(t *testing.T) {
-	m := s.start(t, s.Stays)
+	m := s.start(t, "")
 	m.await(s.Marker)
-	for _, err := range []error{m.control.Close(), m.agent.Close(), m.console.Close()} {
-		if err != nil {
-			t.Error(err)
-		}
+	if err := errors.Join(m.control.Close(), m.set.Close()); err != nil {
+		t.Error(err)
 	}
-	for name := range m.paths {
-		c, err := unixsock.Dial(m.ctx, m.paths[name])
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		if name != "control" {
-			continue
-		}
-		if _, err := s.Driver.Attach(m.ctx, c); err != nil {
-			t.Errorf("second Attach() = %v", err)
-		}
+	set, err := channel.Find(m.ctx, s.Driver.Wiring(), m.place)
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer set.Close()
+	c, err := s.Driver.Attach(m.ctx, set.Control())
+	if err != nil {
+		t.Fatalf("second Attach() = %v", err)
+	}
+	defer c.Close()
 	m.signal(syscall.SIGKILL)
+	if why := c.Ended(m.ctx); why != "" {
+		t.Errorf("Ended() of a killed VMM = %q, want nothing", why)
+	}
+}
+
+// call has the guest say something on the agent's channel.
+func (s Suite) call(t *testing.T) {
+	m := s.start(t, s.Calls)
+	c, err := m.set.Agent(m.ctx)
+	if err != nil {
+		t.Fatalf("the guest does not call: %v; stderr %q", err, m.stderr.String())
+	}
+	defer c.Close()
+	deadline, _ := m.ctx.Deadline()
+	if err := c.SetDeadline(deadline); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		_ = m.cmd.Process.Kill()
+		printed, _ := io.ReadAll(m.set.Console())
+		t.Errorf("the guest says nothing: %v; console %q, stderr %q", err, printed, m.stderr.String())
+	}
 }
 
 // start starts a VMM whose files have no name any more: descriptors are all
@@ -115,8 +140,8 @@ func (s Suite) start(t *testing.T, words string) *machine {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), s.Limit)
 	t.Cleanup(cancel)
-	m := &machine{t: t, ctx: ctx, paths: map[string]string{}}
-	c := vmm.Config{ID: "0123456789ab", VCPUs: 1, MemoryMiB: 128, TSCKHz: s.TSCKHz, Cmdline: strings.TrimSpace(vmm.Cmdline + " " + words)}
+	m := &machine{t: t, ctx: ctx}
+	c := vmm.Config{ID: "0123456789ab", VCPUs: 1, MemoryMiB: 128, TSCKHz: s.TSCKHz, Cmdline: strings.Join(strings.Fields(vmm.Cmdline+" "+s.Words+" "+words), " ")}
 	var files []*os.File
 	pass := func(f *os.File) vmm.File {
 		files = append(files, f)
@@ -131,40 +156,66 @@ func (s Suite) start(t *testing.T, words string) *machine {
 		{File: pass(nameless(t, disk, os.O_RDONLY)), Serial: vmm.SerialBase, ReadOnly: true},
 		{File: pass(nameless(t, disk, os.O_RDWR)), Serial: vmm.SerialVM},
 	}
+	own := len(files)
 	dir, err := os.MkdirTemp("", "vt")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	conns := map[string]net.Conn{}
-	for name, f := range map[string]*vmm.File{"agent": &c.Agent, "console": &c.Console, "control": &c.Control} {
-		var file *os.File
-		m.paths[name] = filepath.Join(dir, name)
-		file, conns[name] = socket(t, m.paths[name])
-		*f = pass(file)
-	}
-	argv, err := s.Driver.Argv(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.cmd = exec.CommandContext(ctx, argv[0], argv[1:]...)
-	m.cmd.ExtraFiles, m.cmd.Stderr, m.cmd.Dir, m.cmd.Env = files, &m.stderr, "/", []string{"PATH=" + os.Getenv("PATH")}
-	if err := m.cmd.Start(); err != nil {
+	m.place = channel.Place{Dir: dir}
+	w := s.Driver.Wiring()
+	if m.set, err = channel.Make(ctx, w, m.place); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = m.cmd.Process.Kill() // it may have ended
-		_ = m.cmd.Wait()
+		if err := m.set.Close(); err != nil {
+			t.Error(err)
+		}
 	})
-	for _, f := range files {
+	m.set.Hand(&c, pass)
+	m.exec(s.Driver, c, files)
+	for _, f := range files[:own] {
 		f.Close()
 	}
-	m.agent, m.console = conns["agent"], conns["console"]
-	if m.control, err = s.Driver.Attach(ctx, conns["control"]); err != nil {
-		t.Fatalf("Attach() = %v; stderr %q", err, m.stderr.String())
+	if err := m.set.Started(ctx); err != nil {
+		t.Fatalf("%v; stderr %q", err, m.stderr.String())
+	}
+	if m.control, err = s.Driver.Boot(ctx, m.set.Control(), c); err != nil {
+		t.Fatalf("Boot() = %v; stderr %q", err, m.stderr.String())
 	}
 	t.Cleanup(func() { m.control.Close() })
 	return m
+}
+
+// exec starts the VMM's program, confined if it opens things by name.
+func (m *machine) exec(d vmm.Driver, c vmm.Config, files []*os.File) {
+	m.t.Helper()
+	argv, err := d.Argv(c)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer null.Close()
+	m.cmd = exec.CommandContext(m.ctx, argv[0], argv[1:]...)
+	m.cmd.ExtraFiles, m.cmd.Stdin, m.cmd.Stderr, m.cmd.Dir, m.cmd.Env = files, null, &m.stderr, "/", []string{"PATH=" + os.Getenv("PATH")}
+	if out := m.set.Stdout(); out != nil {
+		m.cmd.Stdout = out
+	}
+	if opens := d.Wiring().Opens; opens != nil {
+		_, err = confine.Start(m.cmd, confine.Rules{Files: files[:len(files)-1], Sockets: files[len(files)-1], Devices: opens})
+	} else {
+		err = m.cmd.Start()
+	}
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() {
+		_ = m.cmd.Process.Kill() // it may have ended
+		_ = m.cmd.Wait()
+	})
 }
 
 // nameless is an open copy of a file without a name.
@@ -193,41 +244,16 @@ func nameless(t *testing.T, name string, flags int) *os.File {
 	return f
 }
 
-// socket listens, and connects before anybody accepts.
-func socket(t *testing.T, path string) (*os.File, net.Conn) {
-	t.Helper()
-	l, err := unixsock.Bind(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	f, err := l.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := unixsock.Dial(t.Context(), path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-			t.Error(err)
-		}
-	})
-	return f, c
-}
-
 // await reads the console until a text has come.
 func (m *machine) await(text string) {
 	m.t.Helper()
-	deadline, _ := m.ctx.Deadline()
-	if err := m.console.SetReadDeadline(deadline); err != nil {
-		m.t.Fatal(err)
-	}
+	console := m.set.Console()
+	stop := context.AfterFunc(m.ctx, func() { _ = console.Close() }) // ends the read
+	defer stop()
 	var got []byte
 	p := make([]byte, 4096)
 	for !bytes.Contains(got, []byte(text)) {
-		n, err := m.console.Read(p)
+		n, err := console.Read(p)
 		got = append(got, p[:n]...)
 		if err != nil {
 			m.t.Fatalf("the console ended with %v after %q, without %q; stderr %q", err, got, text, m.stderr.String())
