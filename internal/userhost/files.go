@@ -14,6 +14,7 @@ import (
 	"banger/internal/companionapi"
 	"banger/internal/host"
 	"banger/internal/kvm"
+	"banger/internal/vmm/firecracker"
 	"banger/internal/vmm/qemu"
 
 	"golang.org/x/sys/unix"
@@ -40,7 +41,8 @@ func uidOf(id string) (int, error) {
 // credentials chooses the VMM's uid and gid, if we are root. Where uids are
 // mapped and the range is not, as in a container, it is nobody.
 func credentials(c *companionapi.Config, euid int) error {
-	if euid != 0 || c.Driver != qemu.NameKVM && c.Driver != qemu.NameTCG { // the fake one is a test, in directories of its own
+	withKVM := c.Driver == qemu.NameKVM || c.Driver == firecracker.Name
+	if euid != 0 || !withKVM && c.Driver != qemu.NameTCG { // the fake one is a test, in directories of its own
 		return nil
 	}
 	uid, err := uidOf(c.ID)
@@ -57,7 +59,7 @@ func credentials(c *companionapi.Config, euid int) error {
 		return err
 	}
 	c.UID, c.GID = have, have
-	if c.Driver == qemu.NameKVM { // the device is a group's
+	if withKVM { // the device is a group's
 		if st, err := os.Stat(kvm.Device); err == nil && st.Mode().Perm()&0o060 == 0o060 {
 			c.GID = int(st.Sys().(*syscall.Stat_t).Gid)
 		}
@@ -121,6 +123,29 @@ func readable(f *os.File, uid int) (*os.File, error) {
 		return nil, fmt.Errorf("copying %s: %w", f.Name(), err)
 	}
 	return m, nil
+}
+
+// admit lets the uid of a VMM, if it is another, open a disk again: one that is
+// written to becomes its own, one that is only read everybody's to read. Both are
+// in directories that are root's alone.
+func admit(d host.Disk, uid int) error {
+	if uid == 0 {
+		return nil
+	}
+	if !d.ReadOnly {
+		if err := d.File.Chown(uid, -1); err != nil {
+			return fmt.Errorf("giving disk %q to the VMM: %w", d.Serial, err)
+		}
+		return nil
+	}
+	st, err := d.File.Stat()
+	if err == nil && st.Mode().Perm()&0o004 == 0 {
+		err = d.File.Chmod(st.Mode().Perm() | 0o004)
+	}
+	if err != nil {
+		return fmt.Errorf("showing disk %q to the VMM: %w", d.Serial, err)
+	}
+	return nil
 }
 
 // checkMode refuses a disk that is not open as it is to be used: a VMM would say

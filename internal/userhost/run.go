@@ -13,7 +13,7 @@ import (
 	"banger/internal/companionapi"
 	"banger/internal/host"
 	"banger/internal/procid"
-	"banger/internal/vmm/qemu"
+	"banger/internal/vmm"
 )
 
 const (
@@ -179,14 +179,7 @@ func (h *Host) exitOf(ctx context.Context, dir string, rec host.Record) host.Exi
 	if boot, err := procid.BootID(); err == nil && rec.VMM.BootID != "" && rec.VMM.BootID != boot {
 		return host.Exit{Reason: "the host was restarted"}
 	}
-	return host.Exit{Reason: label(rec.Driver) + " ended while nobody watched it"}
-}
-
-func label(driver string) string {
-	if driver == qemu.NameKVM || driver == qemu.NameTCG {
-		return "QEMU"
-	}
-	return "the VMM"
+	return host.Exit{Reason: vmm.Label(rec.Driver) + " ended while nobody watched it"}
 }
 
 // takeOver starts a companion for a VMM that has none.

@@ -9,7 +9,6 @@ package userhost
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,9 +22,9 @@ import (
 	"banger/internal/crash"
 	"banger/internal/host"
 	"banger/internal/kvm"
-	"banger/internal/procid"
 	"banger/internal/unixsock"
 	"banger/internal/vmm"
+	"banger/internal/vmm/firecracker"
 	"banger/internal/vmm/qemu"
 )
 
@@ -38,7 +37,8 @@ type Config struct {
 	// KVMCache is a file that keeps what the KVM probe found, for this boot of
 	// the host; not kept if empty.
 	KVMCache string
-	// Driver names the driver to use; by the KVM probe if empty.
+	// Driver names the driver to use. If it is empty, it is Firecracker where KVM
+	// works and one is in PATH, else QEMU.
 	Driver string
 	// Env is added to the companions' environment.
 	Env []string
@@ -56,6 +56,7 @@ type Host struct {
 	mu      sync.Mutex
 	runs    map[string]*run // by id
 	verdict *kvm.Verdict
+	found   *firecrackers
 	tscKHz  int64
 }
 
@@ -84,63 +85,6 @@ func (h *Host) dir(id string) (string, error) {
 		return "", &api.Error{Code: api.Invalid, Msg: fmt.Sprintf("%q is not a VM's id", id)}
 	}
 	return filepath.Join(h.cfg.RunDir, id), nil
-}
-
-// Driver is the name of the driver that new VMs get and, if that is not KVM,
-// why. The first call on each boot of the host may take two seconds.
-func (h *Host) Driver(ctx context.Context) (name, why string) {
-	if h.cfg.Driver != "" {
-		return h.cfg.Driver, ""
-	}
-	v := h.kvm(ctx)
-	return qemu.Driver{KVM: v.Usable}.Name(), v.Why
-}
-
-// Check says why no VM can be started here, if none can: it costs next to
-// nothing, so it can be asked before anything that takes long.
-func (h *Host) Check() error {
-	if h.cfg.Driver != "" && h.cfg.Driver != qemu.NameKVM && h.cfg.Driver != qemu.NameTCG {
-		return nil // a test's
-	}
-	_, err := qemu.Find()
-	return err
-}
-
-// cached is the content of Config.KVMCache.
-type cached struct {
-	BootID  string      `json:"boot_id"`
-	UID     int         `json:"uid"`
-	Verdict kvm.Verdict `json:"verdict"`
-}
-
-// kvm asks the probe once. "You may not open it" is asked again by the next
-// process: being added to a group takes no new boot.
-func (h *Host) kvm(ctx context.Context) kvm.Verdict {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.verdict != nil {
-		return *h.verdict
-	}
-	boot, err := procid.BootID()
-	var c cached
-	if err == nil && h.cfg.KVMCache != "" {
-		if b, err := os.ReadFile(h.cfg.KVMCache); err == nil && json.Unmarshal(b, &c) == nil && c.BootID == boot && c.UID == os.Geteuid() {
-			h.verdict = &c.Verdict
-			return c.Verdict
-		}
-	}
-	v := kvm.Probe(ctx)
-	if ctx.Err() != nil {
-		return v
-	}
-	h.verdict = &v
-	if h.cfg.KVMCache != "" && v.Fix == "" {
-		dir, name := filepath.Split(h.cfg.KVMCache)
-		if err := companionapi.Save(dir, name, cached{boot, os.Geteuid(), v}); err != nil {
-			h.log.Warn("keeping the KVM verdict", "err", err)
-		}
-	}
-	return v
 }
 
 // tsc measures the host's time stamp counter, once.
@@ -196,12 +140,12 @@ func (h *Host) Launch(ctx context.Context, s host.Spec) (_ host.Run, err error) 
 
 // config says to the companion what the spec says to us.
 func (h *Host) config(ctx context.Context, s host.Spec, dir string) (companionapi.Config, []*os.File, error) {
-	driver, _ := h.Driver(ctx)
-	if err := h.Check(); err != nil { // said here, it keeps its hint
+	driver, program, err := h.choose(ctx, s)
+	if err != nil { // said here, it keeps its hint
 		return companionapi.Config{}, nil, err
 	}
 	c := companionapi.Config{ID: s.ID, Dir: dir, ConsolePath: s.ConsolePath, Driver: driver, Identity: s.Identity, Lease: s.Lease,
-		VMM: vmm.Config{ID: s.ID, VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, Cmdline: vmm.Cmdline}}
+		VMM: vmm.Config{ID: s.ID, VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, Cmdline: vmm.Cmdline, Program: program}}
 	if s.Cmdline != "" {
 		c.VMM.Cmdline += " " + s.Cmdline
 	}
@@ -233,6 +177,11 @@ func (h *Host) config(ctx context.Context, s host.Spec, dir string) (companionap
 	for _, d := range s.Disks {
 		if err := checkMode(d); err != nil {
 			return c, nil, err
+		}
+		if driver == firecracker.Name { // it opens disks again, as what it runs as
+			if err := admit(d, c.UID); err != nil {
+				return c, nil, err
+			}
 		}
 		c.VMM.Disks = append(c.VMM.Disks, vmm.Disk{File: pass(d.File), Serial: d.Serial, ReadOnly: d.ReadOnly})
 	}

@@ -81,6 +81,17 @@ func TestContractWithTheFake(t *testing.T) {
 	}.Run(t)
 }
 
+// The same with the channels laid as Firecracker has them.
+func TestContractWithACallingFake(t *testing.T) {
+	dir := vmtest.ShortDir(t)
+	hosttest.Suite{
+		New: func(t *testing.T) host.Host {
+			return vmtest.Host(t, userhost.Config{RunDir: dir, Driver: fake.NameCalling})
+		},
+		Spec: func(t *testing.T) host.Spec { return vmtest.FakeSpec(t, "") },
+	}.Run(t)
+}
+
 // The launching process dies between any two steps; the next one finds what
 // there is, by the id alone, and can go on with it or remove it.
 func TestDeathOfTheLauncher(t *testing.T) {

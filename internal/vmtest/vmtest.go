@@ -21,6 +21,7 @@ import (
 	"banger/internal/userhost"
 	"banger/internal/vmm"
 	"banger/internal/vmm/fake"
+	"banger/internal/vmm/firecracker"
 	"banger/internal/vmm/qemu"
 )
 
@@ -37,6 +38,7 @@ func Main(ctx context.Context) (code int, ours bool) {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM)
 	defer stop()
 	err := companion.Run(ctx, companion.Options{
+		Drivers: []vmm.Driver{fake.Driver{}, fake.Driver{Calling: true}, qemu.Driver{}, qemu.Driver{KVM: true}, firecracker.Driver{}},
 		Config:  os.NewFile(companionapi.ConfigFD, "config"),
 		Started: os.NewFile(companionapi.StartedFD, "started"),
 		Log:     slog.New(slog.NewTextHandler(os.Stderr, nil)),
