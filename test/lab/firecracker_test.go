@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 
 	"banger/internal/initramfs"
 	"banger/internal/testneed"
+	"banger/internal/vmm/vmmguest"
 	"banger/internal/vmtest"
 )
 
@@ -30,12 +32,18 @@ func TestMain(m *testing.M) {
 	if os.Getpid() == 1 {
 		guest()
 	}
+	if code, ours := vmtest.Main(context.Background()); ours {
+		os.Exit(code)
+	}
 	os.Exit(m.Run())
 }
 
 // guest is what the guest does: say a word that is not on its command line, and
 // end the VM.
 func guest() {
+	if os.Getenv("driver") != "" { // a word of the command line that the kernel does not know
+		vmmguest.Run()
+	}
 	fmt.Println(strings.ToUpper(marker))
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 }
