@@ -20,6 +20,7 @@ import (
 	"banger/internal/recipe"
 	"banger/internal/size"
 	"banger/internal/version"
+	"banger/internal/vmm/firecracker"
 )
 
 // Status of a row.
@@ -48,6 +49,8 @@ type Host struct {
 	KVM      func(ctx context.Context) kvm.Verdict
 	Free     func(dir string) (size.Bytes, error) // of the file system of dir or its first parent that exists
 	ReadFile func(path string) ([]byte, error)
+	// Firecracker asks a program for its version.
+	Firecracker func(ctx context.Context, path string) (firecracker.Version, error)
 	// Recipes tells what keeps this account from building the default image.
 	Recipes func() error
 	// Daemon asks a daemon that runs; an error if there is none.
@@ -72,6 +75,8 @@ type Subject struct {
 	DefaultKernel string
 	Sizes         config.Resolved
 	SSHInclude    bool // ~/.ssh/config includes our file
+	// NeedsFirecracker is set where nothing but Firecracker runs VMs.
+	NeedsFirecracker bool
 }
 
 // A Check is one row's name and how to find it out.
@@ -86,6 +91,8 @@ func Checks() []Check {
 		{"architecture", architecture},
 		{"qemu", tool("qemu-system-x86_64", "runs the VMs", "qemu-system-x86", Fail)},
 		{"kvm", kvmUsable},
+		{"firecracker", firecrackerUsable},
+		{"firecracker-cves", firecrackerFlaws},
 		{"mmdebstrap", tool("mmdebstrap", "builds the default image", "mmdebstrap", Fail)},
 		{"image-build", imageBuild},
 		{"ssh", tool("ssh", "carries interactive sessions", "openssh-client", Fail)},

@@ -11,12 +11,13 @@ import (
 
 	"banger/internal/kvm"
 	"banger/internal/size"
+	"banger/internal/vmm/firecracker"
 )
 
 // ThisHost is the real host, but for what only a caller can know: Recipes and
 // Daemon.
 func ThisHost() Host {
-	return Host{Arch: runtime.GOARCH, UID: os.Getuid(), Look: look, KVM: kvm.Probe, Free: free, ReadFile: os.ReadFile}
+	return Host{Arch: runtime.GOARCH, UID: os.Getuid(), Look: look, KVM: kvm.Probe, Free: free, ReadFile: os.ReadFile, Firecracker: firecracker.Query}
 }
 
 // look finds a program in PATH and then in the sbin directories, which ordinary
