@@ -61,6 +61,16 @@ var forbidden = []struct{ binary, dep, why string }{
 	{"cmd/bangerd", "banger/internal/workspace", "as above"},
 	{"cmd/bangerd", "banger/internal/cli", "the daemon prints nothing"},
 	{"cmd/bangerd", "github.com/spf13/...", "the daemon has two flags"},
+	{"cmd/bangerd-root", "net/http", "root answers packets on one socket, nothing else"},
+	{"cmd/bangerd-root", "crypto/tls", "as above"},
+	{"cmd/bangerd-root", "database/sql", "the helper keeps no state"},
+	{"cmd/bangerd-root", "os/user", "ids come from the kernel and the install record"},
+	{"cmd/bangerd-root", "encoding/gob", "requests are strict JSON"},
+	{"cmd/bangerd-root", "github.com/...", "the standard library and x/sys only: it can be read in one sitting"},
+	{"cmd/bangerd-root", "modernc.org/...", "as above"},
+	{"cmd/bangerd-root", "golang.org/x/crypto/...", "as above"},
+	{"cmd/bangerd-root", "banger/internal/machine", "root knows ids, not VMs"},
+	{"cmd/bangerd-root", "banger/internal/api", "as above"},
 	{"*", "testing", "test kits stay in tests"},
 	{"*", "github.com/google/go-cmp/...", "test kits stay in tests"},
 }
@@ -99,7 +109,7 @@ func binaries(t *testing.T) []string {
 	for _, e := range entries {
 		bins = append(bins, path.Join("cmd", e.Name()))
 	}
-	want := []string{"cmd/banger", "cmd/banger-companion", "cmd/banger-vsock-agent", "cmd/bangerd"}
+	want := []string{"cmd/banger", "cmd/banger-companion", "cmd/banger-vsock-agent", "cmd/bangerd", "cmd/bangerd-root"}
 	if !slices.Equal(bins, want) {
 		t.Errorf("binaries are %v, want %v", bins, want)
 	}
