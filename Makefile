@@ -35,8 +35,8 @@ lab: ## run the tests of the lab machine (docs/lab.md): ARGS="-run KVM", ARGS=sh
 
 lint: ## vet, staticcheck and gofmt
 	@test -z "$$(gofmt -l cmd internal bench test *.go | tee /dev/stderr)"
-	@go vet ./... && go vet -tags lab ./test/lab
-	@go tool -modfile=tools/go.mod staticcheck ./... && go tool -modfile=tools/go.mod staticcheck -tags lab ./test/lab
+	@go vet ./... && go vet -tags lab ./test/lab/...
+	@go tool -modfile=tools/go.mod staticcheck ./... && go tool -modfile=tools/go.mod staticcheck -tags lab ./test/lab/...
 
 bench: build ## print the benchmarks as a table and as JSON
 	@$(HOSTDEPS) test

@@ -208,7 +208,7 @@ func Suits(v Version, kernelConfig string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("Firecracker %v shows a guest its devices on the kernel's command line only (ACPI came with %s), and this kernel is built without %s, as Debian's are", v, acpi, mmioCmdline)
+	return fmt.Errorf("as Firecracker %v shows a guest its devices on the kernel's command line only (ACPI came with %s), it suits no kernel without %s, such as Debian's", v, acpi, mmioCmdline)
 }
 
 // InstallHint is how to install Firecracker on a system with this
