@@ -271,7 +271,9 @@ func (w *world) sshWorks(t *testing.T, vm string) {
 	}
 	m := w.terminal(t, "vm", "ssh", vm)
 	m.expect("# ")
-	m.typed("clear; " + sizes + "\r")
+	// A shell of its own dies of Ctrl-C; an interactive one that is just between
+	// two commands of a loop may go on with it.
+	m.typed("clear; sh -c '" + strings.ReplaceAll(sizes, "'", `'\''`) + "'\r")
 	m.expect("size 30 100\r\n")
 	m.resize(132, 50)
 	m.expect("size 50 132\r\n")
