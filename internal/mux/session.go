@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -200,7 +201,20 @@ func Dial(ctx context.Context, conn net.Conn) (_ *Session, err error) {
 	if !stop() {
 		return nil, ctx.Err()
 	}
-	return newSession(true, u, conn, conn.Close)
+	return newSession(true, u, lastWords{conn}, conn.Close)
+}
+
+// lastWords takes what is written to an end that has gone as written. Its reader
+// ends the session, once it has read all that the other end had said: an error of
+// a writer would end it before.
+type lastWords struct{ net.Conn }
+
+func (c lastWords) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		return len(b), nil
+	}
+	return n, err
 }
 
 // Open opens a stream. It fails at once where too many are not over.
