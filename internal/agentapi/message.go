@@ -55,6 +55,8 @@ type Request struct {
 	Dial     *Dial     `json:"dial,omitempty"`
 	Shutdown *Shutdown `json:"shutdown,omitempty"`
 	UnixNano int64     `json:"unix_nano,omitempty"`
+	// Challenge is what OpHello asks to be proved with: see [Prove].
+	Challenge string `json:"challenge,omitempty"`
 }
 
 // ErrorCode is why the guest refused.
@@ -90,6 +92,8 @@ type Hello struct {
 	Identified bool   `json:"identified"`
 	// OwnSSH reports that OpSSH is served by the agent itself.
 	OwnSSH bool `json:"own_ssh"`
+	// Proof is [Prove] of the identity's secret, if there is one.
+	Proof []byte `json:"proof,omitempty"`
 }
 
 // Identity is what makes a guest this VM. Files go to the guest's own disk
@@ -108,6 +112,9 @@ type Identity struct {
 	UnixNano int64  `json:"unix_nano"` // the host's clock when it was sent
 	// Files are written below the new root before the image's init runs.
 	Files []File `json:"files,omitempty"`
+	// Secret, if there is one, is what tells the agent from other processes of
+	// the guest, where those can call the host too.
+	Secret []byte `json:"secret,omitempty"`
 }
 
 // File is a small file of an [Identity].

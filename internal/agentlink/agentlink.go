@@ -10,6 +10,7 @@ package agentlink
 
 import (
 	"context"
+	"crypto/hmac"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -37,6 +38,9 @@ type Config struct {
 	// Dial connects to the channel. It is called again after a session broke.
 	Dial     func(ctx context.Context) (net.Conn, error)
 	Identity agentapi.Identity
+	// Known says that an agent has the identity already. If that has a secret,
+	// only who proves to have it is listened to, as after each session here.
+	Known bool
 	// Hello is called when the agent has got its identity, in each session.
 	// Event is called for each thing that happened, once; its text is a
 	// printable line. Both are called by one goroutine and may be nil.
@@ -78,6 +82,7 @@ const (
 	firstPause = 20 * time.Millisecond
 	lastPause  = 2 * time.Second
 	longEnough = 5 * time.Second // a session that begins the pauses anew
+	proofLimit = 5 * time.Second // for a proof, from a guest that has long booted
 )
 
 // Run keeps the conversation until ctx ends.
@@ -107,14 +112,19 @@ func (l *Link) converse(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s, err := mux.Dial(ctx, conn)
+	greeting, cancel := ctx, context.CancelFunc(func() {})
+	if l.proves() { // perhaps somebody else, who means to keep the agent out
+		greeting, cancel = context.WithTimeout(ctx, proofLimit)
+	}
+	defer cancel()
+	s, err := mux.Dial(greeting, conn)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
 	stop := context.AfterFunc(ctx, func() { s.Close() })
 	defer stop()
-	h, err := l.greet(ctx, s)
+	h, err := l.greet(greeting, s)
 	if err != nil {
 		return err
 	}
@@ -127,9 +137,13 @@ func (l *Link) converse(ctx context.Context) error {
 // greet says hello and gives the identity, with the clock of now. The first
 // agent gets the seed it was promised; every later one a new seed.
 func (l *Link) greet(ctx context.Context, s *mux.Session) (agentapi.Hello, error) {
-	h, err := l.call(ctx, s, agentapi.Request{Op: agentapi.OpHello})
+	challenge := rand.Text()
+	h, err := l.call(ctx, s, agentapi.Request{Op: agentapi.OpHello, Challenge: challenge})
 	if err != nil {
 		return h, fmt.Errorf("saying hello: %w", err)
+	}
+	if l.proves() && !hmac.Equal(h.Proof, agentapi.Prove(l.cfg.Identity.Secret, challenge)) {
+		return h, errors.New("saying hello: who answers is not the agent that has the identity")
 	}
 	if h.Version != agentapi.Version {
 		return h, fmt.Errorf("saying hello: the agent speaks version %d, not %d", h.Version, agentapi.Version)
@@ -256,6 +270,11 @@ func (l *Link) set(s *mux.Session) {
 	l.ever = l.ever || s != nil
 	close(l.changed)
 	l.changed = make(chan struct{})
+}
+
+// proves says whether who calls must prove to be the agent.
+func (l *Link) proves() bool {
+	return len(l.cfg.Identity.Secret) > 0 && (l.cfg.Known || l.hadSession())
 }
 
 func (l *Link) hadSession() bool {

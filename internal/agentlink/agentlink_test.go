@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -126,6 +127,53 @@ func TestConversationSurvivesItsSessions(t *testing.T) {
 	}
 	cancel()
 	<-ended
+}
+
+// Where anybody in the guest can call, only the agent is listened to once it has
+// its identity: whoever cannot prove to have it neither gets it nor is heard.
+func TestImpostor(t *testing.T) {
+	secret := []byte("of the identity")
+	for name, known := range map[string]bool{"after a session": false, "after another companion's": true} {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		hold := make(chan struct{})
+		var calls atomic.Int32
+		g := &guest{conns: make(chan net.Conn, 10)}
+		g.serve = func(q agentapi.Request, c *agentapi.Conn) {
+			impostor := calls.Load() == 2
+			h := agentapi.Hello{Version: agentapi.Version, Agent: "agent"}
+			switch {
+			case q.Op == agentapi.OpHello && impostor:
+				h.Proof = agentapi.Prove([]byte("a guess"), q.Challenge)
+			case q.Op == agentapi.OpHello:
+				h.Proof = agentapi.Prove(secret, q.Challenge)
+			case q.Op == agentapi.OpIdentify && impostor:
+				t.Errorf("%s: the impostor is given the identity", name)
+			case q.Op == agentapi.OpWatch:
+				defer func() { <-hold }()
+			}
+			_ = c.WriteJSON(agentapi.KindOK, h)
+		}
+		hellos := make(chan agentapi.Hello, 10)
+		l := agentlink.New(agentlink.Config{Identity: agentapi.Identity{Secret: secret}, Known: known,
+			Dial: func(ctx context.Context) (net.Conn, error) {
+				calls.Add(1)
+				return g.dial(ctx)
+			},
+			Hello: func(h agentapi.Hello) { hellos <- h }})
+		go l.Run(ctx)
+		<-hellos
+		(<-g.conns).Close()
+		select { // of the third, since the second is an impostor
+		case <-hellos:
+		case <-ctx.Done():
+			t.Errorf("%s: the agent is not heard again", name)
+		}
+		if n := calls.Load(); n != 3 {
+			t.Errorf("%s: %d calls were taken, want 3", name, n)
+		}
+		close(hold)
+		cancel()
+	}
 }
 
 func TestBadAgents(t *testing.T) {

@@ -11,6 +11,7 @@ package companion
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -62,6 +63,7 @@ type companion struct {
 	vmm     *running
 	state   *state
 
+	saving  sync.Mutex // held while the config is saved
 	clients sync.WaitGroup
 }
 
@@ -139,22 +141,30 @@ func (c *companion) configure(o Options) error {
 		return err
 	}
 	for _, d := range o.Drivers {
-		if d.Name() == c.cfg.Driver {
-			c.driver = d
-			return nil
+		if d.Name() != c.cfg.Driver {
+			continue
 		}
+		c.driver = d
+		if c.cfg.Adopt == nil && d.Wiring().Agent.How == vmm.Called { // any process of the guest can call
+			c.cfg.Identity.Secret = []byte(rand.Text())
+		}
+		return nil
 	}
 	return &api.Error{Code: api.VersionSkew, Msg: fmt.Sprintf("this companion has no driver %q", c.cfg.Driver)}
 }
 
-// saveConfig keeps what the next companion must know, and no secret.
+// saveConfig keeps what the next companion must know, and no secret but that
+// which lets it tell the agent from others.
 func (c *companion) saveConfig() error {
+	c.saving.Lock()
+	defer c.saving.Unlock()
 	next := c.cfg
 	next.Identity.HostKey, next.Identity.Seed, next.Identity.Files = "", nil, nil
 	next.Adopt = nil
 	_, next.LeaseTaken = c.state.lease()
 	next.LeaseTaken = next.LeaseTaken || c.cfg.LeaseTaken
 	next.Lease = next.Lease && !c.state.kept()
+	next.AgentKnown = next.AgentKnown || c.state.agentKnown()
 	return companionapi.Save(c.cfg.Dir, companionapi.ConfigName, next)
 }
 
@@ -172,7 +182,7 @@ func (c *companion) record() host.Record {
 func (c *companion) live(ctx context.Context, started io.WriteCloser) error {
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	c.link = agentlink.New(agentlink.Config{Dial: c.vmm.channels.Agent, Identity: c.cfg.Identity,
+	c.link = agentlink.New(agentlink.Config{Dial: c.vmm.channels.Agent, Identity: c.cfg.Identity, Known: c.cfg.AgentKnown,
 		Hello: c.hello, Event: c.event, Log: c.log})
 	var wg sync.WaitGroup
 	wg.Go(func() { c.link.Run(serving) })

@@ -117,6 +117,12 @@ func (s *state) isEnding() bool {
 	return s.ending
 }
 
+func (s *state) agentKnown() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.agent != nil
+}
+
 func (s *state) kept() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -131,6 +137,12 @@ func (c *companion) hello(h agentapi.Hello) {
 		c.state.agent = &h
 		c.state.reach(api.StageAgent)
 	})
+	if len(c.cfg.Identity.Secret) == 0 {
+		return
+	}
+	if err := c.saveConfig(); err != nil {
+		c.log.Error("saving that the agent is known", "err", err)
+	}
 }
 
 // event is called by the link for each thing that happens in the guest.

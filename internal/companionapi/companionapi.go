@@ -117,6 +117,8 @@ type Config struct {
 	// LeaseTaken is set, with Adopt, if a lease was held when the companion
 	// before this one died: a new one must be taken soon.
 	LeaseTaken bool `json:"lease_taken,omitempty"`
+	// AgentKnown is set, with Adopt, if an agent has the identity already.
+	AgentKnown bool `json:"agent_known,omitempty"`
 	// UID and GID are the VMM's if the companion runs as root; 0 otherwise.
 	UID int `json:"uid,omitempty"`
 	GID int `json:"gid,omitempty"`

@@ -22,7 +22,15 @@ type etc struct{ root string }
 // install puts the identity in place. What does not work is in the error, and
 // the rest is done: a guest without its host key is still of use.
 func (e etc) install(id *agentapi.Identity) error {
-	return errors.Join(e.names(id), e.hostKey(id), e.authorized(id), e.files(id))
+	return errors.Join(e.secret(id), e.names(id), e.hostKey(id), e.authorized(id), e.files(id))
+}
+
+// secret keeps what every later agent has to prove: in /run, root's alone.
+func (e etc) secret(id *agentapi.Identity) error {
+	if len(id.Secret) == 0 {
+		return nil
+	}
+	return e.write(handover.Secret, 0o600, id.Secret)
 }
 
 func (e etc) path(p string) string { return e.root + p }

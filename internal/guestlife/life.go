@@ -186,7 +186,12 @@ func (l *life) serveStream(ctx context.Context, st io.ReadWriteCloser) {
 	}
 	switch req.Op {
 	case agentapi.OpHello:
-		err = conn.WriteJSON(agentapi.KindOK, l.hello())
+		h := l.hello()
+		// None before the first identity, nor where the host has not given one.
+		if secret, readErr := os.ReadFile(handover.Secret); readErr == nil && req.Challenge != "" {
+			h.Proof = agentapi.Prove(secret, req.Challenge)
+		}
+		err = conn.WriteJSON(agentapi.KindOK, h)
 	case agentapi.OpIdentify:
 		err = l.identity(conn, req.Identity)
 	case agentapi.OpWatch:

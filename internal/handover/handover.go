@@ -36,9 +36,10 @@ const (
 // Where things are in the new root.
 const (
 	RunDir   = "/run/banger"
-	StageDir = RunDir + "/stage" // systemd makes a socket here at each stage
-	LifePath = RunDir + "/life"  // what a restarted agent must know
-	SSHDir   = RunDir + "/ssh"   // host_key, host_key.pub and authorized_keys of this VM
+	StageDir = RunDir + "/stage"  // systemd makes a socket here at each stage
+	LifePath = RunDir + "/life"   // what a restarted agent must know
+	Secret   = RunDir + "/secret" // proves to the host that its reader is the agent
+	SSHDir   = RunDir + "/ssh"    // host_key, host_key.pub and authorized_keys of this VM
 )
 
 // Expedite is a file of the kernel: 1 there makes RCU's grace periods short, at

@@ -58,6 +58,7 @@ type machine struct {
 	mu         sync.Mutex
 	guest      Guest
 	identified bool
+	secret     []byte
 	events     []agentapi.Event
 	more       chan struct{}          // closed when events grows, or a watcher has got further
 	watchers   map[*agentapi.Conn]int // how many events each has been sent
@@ -232,7 +233,11 @@ func (m *machine) stream(ctx context.Context, st *mux.Stream) {
 	var err error
 	switch q.Op {
 	case agentapi.OpHello:
-		err = c.WriteJSON(agentapi.KindOK, m.hello())
+		h := m.hello()
+		m.mu.Lock()
+		h.Proof = agentapi.Prove(m.secret, q.Challenge)
+		m.mu.Unlock()
+		err = c.WriteJSON(agentapi.KindOK, h)
 	case agentapi.OpIdentify:
 		err = m.identify(c, q.Identity)
 	case agentapi.OpWatch:
@@ -272,6 +277,9 @@ func (m *machine) identify(c *agentapi.Conn, id *agentapi.Identity) error {
 	m.mu.Lock()
 	first := !m.identified
 	m.identified = true
+	if first && id != nil {
+		m.secret = id.Secret
+	}
 	var err error
 	if first && m.makeGuest != nil && id != nil {
 		m.guest, err = m.makeGuest(m.dir, *id)
