@@ -10,7 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"banger/internal/agentapi"
 	"banger/internal/api"
+	"banger/internal/companionapi"
 	"banger/internal/host"
 	"banger/internal/host/hosttest"
 	"banger/internal/initramfs"
@@ -66,6 +68,11 @@ func TestUserHostWithFirecracker(t *testing.T) {
 	}
 	hosttest.Suite{New: newHost, Spec: func(t *testing.T) host.Spec { return g.Spec(t) }, Many: 3, Limit: 3 * time.Minute}.Run(t)
 	t.Run("Confined", func(t *testing.T) { confined(t, newHost(t), g.Spec(t)) })
+	t.Run("GuestEndsItself", func(t *testing.T) {
+		for _, reboot := range []bool{false, true} {
+			endsItself(t, newHost(t), g.Spec(t), reboot)
+		}
+	})
 	t.Run("BootTime", func(t *testing.T) { bootTime(t, newHost(t), g) })
 }
 
@@ -85,10 +92,35 @@ func confined(t *testing.T, h host.Host, spec host.Spec) {
 	if f := strings.Fields(status["Uid"]); os.Getuid() == 0 && (len(f) != 4 || f[0] != f[1] || f[0] == "0") {
 		t.Errorf("the VMM's uids are %v, want one that is not root's", f)
 	}
+	if log, err := os.ReadFile(filepath.Join(filepath.Dir(r.Companion()), companionapi.LogName)); err != nil || strings.Contains(string(log), "Landlock") {
+		t.Errorf("the companion says %q, %v; want nothing about Landlock", log, err)
+	}
 	for key, want := range map[string]string{"CapEff": "0000000000000000", "CapPrm": "0000000000000000", "NoNewPrivs": "1", "Seccomp": "2"} {
 		if got := status[key]; got != want {
 			t.Errorf("the VMM's %s is %q, want %q", key, got, want)
 		}
+	}
+}
+
+// endsItself has the agent end the guest without anybody waiting to kill it.
+func endsItself(t *testing.T, h host.Host, spec host.Spec, reboot bool) {
+	t.Helper()
+	r := hosttest.Launch(t, h, spec)
+	hosttest.Home(t.Context(), t, r, api.StageAgent)
+	st, err := companionapi.New(r.Companion()).Stream(t.Context(), api.StageAgent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	if err := agentapi.NewConn(st).WriteJSON(agentapi.KindRequest, agentapi.Request{Op: agentapi.OpShutdown, Shutdown: &agentapi.Shutdown{Reboot: reboot}}); err != nil {
+		t.Fatal(err)
+	}
+	want := host.Exit{Reason: "the guest powered off", Clean: true}
+	if reboot {
+		want = host.Exit{Reason: "the guest rebooted", Clean: true, Reboot: true}
+	}
+	if got := hosttest.Ended(t.Context(), t, r); got != want {
+		t.Errorf("Exit() = %+v, want %+v", got, want)
 	}
 }
 
