@@ -116,6 +116,7 @@ func TestLimits(t *testing.T) {
 		want   time.Duration
 	}{
 		{"qemu-kvm", Limits{}, agentKVM},
+		{"firecracker", Limits{}, agentKVM},
 		{"qemu-tcg", Limits{}, agentTCG},
 		{"", Limits{}, agentTCG},
 		{"qemu-kvm", Limits{Agent: time.Second}, time.Second},
