@@ -128,10 +128,17 @@ func (l *Link) converse(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Before anybody can use the session: a guest that is asked to end at once
+	// has its last words heard.
+	events, err := watch(greeting, s)
+	if err != nil {
+		return err
+	}
+	defer events.Close()
 	l.set(s)
 	defer l.set(nil)
 	l.cfg.Hello(h)
-	return l.watch(ctx, s)
+	return l.listen(agentapi.NewConn(events))
 }
 
 // greet says hello and gives the identity, with the clock of now. The first
@@ -209,17 +216,23 @@ func ask(c *agentapi.Conn, q agentapi.Request, reply any) error {
 	return fmt.Errorf("reading a reply: a frame of kind %q: %w", k, agentapi.ErrFrame)
 }
 
-// watch listens to events until the session ends.
-func (l *Link) watch(ctx context.Context, s *mux.Session) error {
+// watch opens the stream of events.
+func watch(ctx context.Context, s *mux.Session) (*mux.Stream, error) {
 	st, err := s.Open(ctx)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("watching: %w", err)
 	}
-	defer st.Close()
-	c := agentapi.NewConn(st)
-	if err := ask(c, agentapi.Request{Op: agentapi.OpWatch}, &struct{}{}); err != nil {
-		return fmt.Errorf("watching: %w", err)
+	stop := context.AfterFunc(ctx, func() { st.Close() })
+	defer stop()
+	if err := ask(agentapi.NewConn(st), agentapi.Request{Op: agentapi.OpWatch}, &struct{}{}); err != nil {
+		st.Close()
+		return nil, fmt.Errorf("watching: %w", err)
 	}
+	return st, nil
+}
+
+// listen hears events until the session ends.
+func (l *Link) listen(c *agentapi.Conn) error {
 	for {
 		k, b, err := c.Read()
 		if err != nil {

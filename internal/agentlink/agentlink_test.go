@@ -129,6 +129,28 @@ func TestConversationSurvivesItsSessions(t *testing.T) {
 	<-ended
 }
 
+// Whoever learns that there is an agent may ask it to end at once, and the guest
+// may end at once: then somebody must be listening.
+func TestEventsAreHeardFromTheFirst(t *testing.T) {
+	var watched atomic.Bool
+	hold := make(chan struct{})
+	defer close(hold)
+	answer := proper(hold)
+	g := &guest{conns: make(chan net.Conn, 1), serve: func(q agentapi.Request, c *agentapi.Conn) {
+		if q.Op == agentapi.OpWatch {
+			watched.Store(true)
+		}
+		answer(q, c)
+	}}
+	hello := make(chan bool, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go agentlink.New(agentlink.Config{Dial: g.dial, Hello: func(agentapi.Hello) { hello <- watched.Load() }}).Run(ctx)
+	if !<-hello {
+		t.Error("the agent is announced before its events are listened to")
+	}
+}
+
 // Where anybody in the guest can call, only the agent is listened to once it has
 // its identity: whoever cannot prove to have it neither gets it nor is heard.
 func TestImpostor(t *testing.T) {
