@@ -42,7 +42,8 @@ func (c *console) Write(b []byte) (int, error) {
 	}
 	c.last = append(c.last, b...)
 	c.last = c.last[max(0, len(c.last)-tailBytes):]
-	if bytes.Contains(c.last, []byte("Kernel panic - not syncing")) {
+	// The line says why, so it is waited for.
+	if _, why, found := bytes.Cut(c.last, []byte("Kernel panic - not syncing")); found && bytes.IndexByte(why, '\n') >= 0 {
 		select {
 		case <-c.panicked:
 		default:
