@@ -93,7 +93,8 @@ func (d *doing) step(ctx context.Context, s Step) (Outcome, error) {
 	// The machine shall end it, and not the job's limit the machine: then there
 	// is a result to bring home.
 	if end, ok := ctx.Deadline(); ok {
-		limit = max(min(limit, time.Until(end)-2*slack), time.Second)
+		left := time.Until(end)
+		limit = max(min(limit, left-min(2*slack, left/4)), time.Second)
 	}
 	argv := s.Argv
 	if s.Script != "" {
