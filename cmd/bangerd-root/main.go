@@ -1,19 +1,19 @@
 // Command bangerd-root does, as root and for one owner, the seven things that
-// banger cannot do without: see packages rootapi and rootd. systemd starts it,
-// as the helper and as the child that builds a jail; people do not.
+// banger cannot do without: see packages rootapi and rootd. systemd starts it;
+// people do not.
 package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"os/signal"
 	"syscall"
 
+	"banger/internal/hostnet"
 	"banger/internal/jail"
+	"banger/internal/resolved"
 	"banger/internal/rootapi"
 	"banger/internal/rootd"
 )
@@ -26,12 +26,6 @@ func main() {
 }
 
 func run() error {
-	if len(os.Args) == 3 && os.Args[1] == jail.ChildArg {
-		return jail.Child(os.Args[2])
-	}
-	if len(os.Args) == 2 && os.Args[1] == jail.HoldArg {
-		return jail.Hold()
-	}
 	if len(os.Args) != 1 {
 		return fmt.Errorf("reading arguments: systemd starts this program, with none")
 	}
@@ -48,22 +42,10 @@ func run() error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	// systemd's journal adds the time.
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if a.Key == slog.TimeKey {
-			return slog.Attr{}
-		}
-		return a
-	}}))
-	d := &rootd.Daemon{Install: in, Network: none{}, Log: log}
+	bridge, err := hostnet.Open(in.Bridge, in.Prefix)
+	if err != nil {
+		return err
+	}
+	d := &rootd.Daemon{Install: in, Network: bridge, Resolver: resolved.Resolver{Bridge: in.Bridge, Zone: in.Zone}, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
 	return d.Serve(ctx, l)
 }
-
-type none struct{}
-
-func (none) Attach(context.Context, string, netip.Addr, uint32, bool) error {
-	return errors.New("no network yet")
-}
-func (none) Detach(context.Context, string) error                   { return nil }
-func (none) Policy(context.Context, string, netip.Addr, bool) error { return nil }
-func (none) Census(context.Context) ([]string, error)               { return nil, nil }

@@ -50,7 +50,8 @@ func Is(err error, name string) bool {
 // What the other side may send.
 const maxMessage, maxSignals = 16 << 20, 4096
 
-// Dial connects to the socket of a single peer, such as PID 1's private one.
+// Dial connects to the socket of a single peer, such as PID 1's private one, or
+// of a bus daemon, which wants to hear the method Hello first.
 func Dial(ctx context.Context, socket string) (*Conn, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", socket)
@@ -58,34 +59,14 @@ func Dial(ctx context.Context, socket string) (*Conn, error) {
 		return nil, fmt.Errorf("connecting to %s: %w", socket, err)
 	}
 	c := &Conn{conn: conn, in: bufio.NewReader(conn)}
-	err = c.during(ctx, func() error {
-		// In one piece: PID 1 does not look at a call that it read together with
-		// BEGIN until more comes, and the answer says that it has read BEGIN.
-		uid := hex.EncodeToString([]byte(strconv.Itoa(os.Geteuid())))
-		_, sent := io.WriteString(conn, "\x00AUTH EXTERNAL "+uid+"\r\nBEGIN\r\n")
-		line, err := c.in.ReadSlice('\n')
-		if err == nil && !strings.HasPrefix(string(line), "OK ") {
-			err = fmt.Errorf("the answer is %q", line)
-		}
-		return errors.Join(sent, err)
-	})
-	if err != nil {
+	defer c.until(ctx)()
+	// In one piece: PID 1 does not look at a call that it read together with
+	// BEGIN until more comes, and the answer says that it has read BEGIN.
+	uid := hex.EncodeToString([]byte(strconv.Itoa(os.Geteuid())))
+	_, err = io.WriteString(conn, "\x00AUTH EXTERNAL "+uid+"\r\nBEGIN\r\n")
+	if line, readErr := c.in.ReadSlice('\n'); err != nil || readErr != nil || !strings.HasPrefix(string(line), "OK ") {
 		conn.Close()
-		return nil, fmt.Errorf("authenticating to %s: %w", socket, err)
-	}
-	return c, nil
-}
-
-// DialBus connects to a bus daemon.
-func DialBus(ctx context.Context, socket string) (*Conn, error) {
-	c, err := Dial(ctx, socket)
-	if err != nil {
-		return nil, err
-	}
-	const bus = "org.freedesktop.DBus"
-	if _, err := c.Call(ctx, Method{bus, "/org/freedesktop/DBus", bus, "Hello"}, ""); err != nil {
-		c.Close()
-		return nil, err
+		return nil, fmt.Errorf("authenticating to %s: %w, and the answer is %q", socket, errors.Join(err, readErr), line)
 	}
 	return c, nil
 }
@@ -93,69 +74,54 @@ func DialBus(ctx context.Context, socket string) (*Conn, error) {
 // Close ends the conversation.
 func (c *Conn) Close() error { return c.conn.Close() }
 
-// during runs f, which reads and writes, until ctx ends.
-func (c *Conn) during(ctx context.Context, f func() error) error {
-	stop := context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	err := f()
-	if err != nil && ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return err
+// until makes reading and writing end with ctx, until the returned function is
+// called.
+func (c *Conn) until(ctx context.Context) func() bool {
+	return context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })
 }
 
 // Call calls m with args, whose types sig names, and returns its results.
 func (c *Conn) Call(ctx context.Context, m Method, sig string, args ...any) (results []any, err error) {
-	err = c.during(ctx, func() error {
-		c.serial++
-		if err := c.send(m, sig, args); err != nil {
-			return err
+	defer c.until(ctx)()
+	c.serial++
+	for err = c.send(m, sig, args); err == nil; {
+		var r message
+		r, err = c.read()
+		switch {
+		case err != nil:
+		case r.kind == kindSignal && len(c.signals) == maxSignals:
+			err = errors.New("too many signals came")
+		case r.kind == kindSignal:
+			c.signals = append(c.signals, r.Signal)
+		case r.reply == c.serial && r.kind == kindError:
+			text, _ := append(r.Body, "")[0].(string)
+			err = &Error{Name: r.refusal, Text: text}
+		case r.reply == c.serial:
+			return r.Body, nil
 		}
-		for {
-			r, err := c.read()
-			switch {
-			case err != nil:
-				return err
-			case r.kind == kindSignal && len(c.signals) == maxSignals:
-				return errors.New("too many signals came")
-			case r.kind == kindSignal:
-				c.signals = append(c.signals, r.Signal)
-			case r.reply == c.serial && r.kind == kindError:
-				text, _ := append(r.Body, "")[0].(string)
-				return &Error{Name: r.refusal, Text: text}
-			case r.reply == c.serial:
-				results = r.Body
-				return nil
-			}
-		}
-	})
-	if err != nil {
-		return nil, fmt.Errorf("calling %s: %w", m.Name, err)
 	}
-	return results, nil
+	return nil, fmt.Errorf("calling %s: %w", m.Name, errors.Join(context.Cause(ctx), err))
 }
 
 // Await returns the first signal that match likes, of those that have come and
 // of those that come until ctx ends. Others are forgotten.
-func (c *Conn) Await(ctx context.Context, match func(Signal) bool) (found Signal, err error) {
-	for _, found = range c.signals {
-		if match(found) {
-			return found, nil
-		}
-	}
-	c.signals = nil
-	err = c.during(ctx, func() error {
-		for {
-			r, err := c.read()
-			if found = r.Signal; err != nil || r.kind == kindSignal && match(found) {
-				return err
+func (c *Conn) Await(ctx context.Context, match func(Signal) bool) (Signal, error) {
+	defer c.until(ctx)()
+	for {
+		for len(c.signals) > 0 {
+			found := c.signals[0]
+			if c.signals = c.signals[1:]; match(found) {
+				return found, nil
 			}
 		}
-	})
-	if err != nil {
-		return Signal{}, fmt.Errorf("waiting for a signal: %w", err)
+		r, err := c.read()
+		if err != nil {
+			return Signal{}, fmt.Errorf("waiting for a signal: %w", errors.Join(context.Cause(ctx), err))
+		}
+		if r.kind == kindSignal {
+			c.signals = append(c.signals, r.Signal)
+		}
 	}
-	return found, nil
 }
 
 // Numbers of the specification.

@@ -72,10 +72,18 @@ func (c Client) Resolver(ctx context.Context, port uint16) error {
 	return err
 }
 
-// Census lists what there is of every VM.
+// Census lists what there is of every VM. What others have done to the network
+// is mended on the way; see [Client.Mend].
 func (c Client) Census(ctx context.Context) ([]rootapi.Held, error) {
 	r, _, err := c.call(ctx, rootapi.Request{Verb: rootapi.Census}, 0)
 	return r.Held, err
+}
+
+// Mend is Census for who wants to know what was mended: after a new bridge the
+// resolver must be told again.
+func (c Client) Mend(ctx context.Context) ([]string, error) {
+	r, _, err := c.call(ctx, rootapi.Request{Verb: rootapi.Census}, 0)
+	return r.Mended, err
 }
 
 // vm takes the reply to launch and adopt.

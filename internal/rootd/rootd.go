@@ -8,6 +8,7 @@ package rootd
 
 import (
 	"context"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,6 +21,8 @@ import (
 	"sync"
 	"time"
 
+	"banger/internal/beneath"
+	"banger/internal/hostnet"
 	"banger/internal/jail"
 	"banger/internal/rootapi"
 
@@ -32,6 +35,7 @@ type Network interface {
 	Attach(ctx context.Context, id string, addr netip.Addr, uid uint32, nat bool) error
 	Detach(ctx context.Context, id string) error
 	Policy(ctx context.Context, id string, addr netip.Addr, nat bool) error
+	Repair(ctx context.Context) (mended []string, err error)
 	Census(ctx context.Context) (ids []string, err error)
 }
 
@@ -124,6 +128,9 @@ func (d *Daemon) answer(ctx context.Context, c *net.UnixConn) {
 	log := d.Log.With("uid", peer.Uid, "pid", peer.Pid, "verb", req.Verb, "vm", req.ID)
 	if err != nil {
 		refusal := &rootapi.Error{Code: rootapi.Failed}
+		if errors.Is(err, hostnet.ErrNone) {
+			refusal.Code = rootapi.NotFound
+		}
 		errors.As(err, &refusal)
 		reply = rootapi.Reply{Error: &rootapi.Error{Code: refusal.Code, Message: strings.ToValidUTF8(err.Error(), "?")}}
 		log.Warn("refused", "code", refusal.Code, "err", err)
@@ -144,6 +151,13 @@ func (d *Daemon) do(ctx context.Context, r *rootapi.Request, files []*os.File) (
 		d.verbs[n].Lock()
 		defer d.verbs[n].Unlock()
 	}
+	var sd jail.Systemd
+	if r.Verb != rootapi.Hello && r.Verb != rootapi.Resolve {
+		if sd, err = jail.Dial(ctx); err != nil {
+			return reply, nil, err
+		}
+		defer sd.Close()
+	}
 	switch r.Verb {
 	case rootapi.Hello:
 		reply.Version = &rootapi.Version{Protocol: rootapi.Protocol, Install: d.Install}
@@ -151,17 +165,91 @@ func (d *Daemon) do(ctx context.Context, r *rootapi.Request, files []*os.File) (
 			reply.Version.Build = info.Main.Version
 		}
 	case rootapi.Start:
-		reply.VM, out, err = d.launch(ctx, jail.Dir(r.ID), r.Launch, files)
+		reply.VM, out, err = d.launch(ctx, sd, jail.Dir(r.ID), r.Launch, files)
 	case rootapi.Adopt:
-		reply.VM, out, err = d.adopt(ctx, jail.Dir(r.ID))
+		reply.VM, out, err = d.adopt(ctx, sd, jail.Dir(r.ID))
 	case rootapi.Release:
-		err = d.release(ctx, jail.Dir(r.ID))
+		err = d.release(ctx, sd, jail.Dir(r.ID))
 	case rootapi.SetPolicy:
-		err = d.policy(ctx, jail.Dir(r.ID), r.NAT)
+		err = d.Network.Policy(ctx, r.ID, d.Install.Addr(jail.Dir(r.ID).UID()), r.NAT)
 	case rootapi.Resolve:
 		err = d.Resolver.Route(ctx, r.Port)
 	case rootapi.Census:
-		reply.Held, err = d.census(ctx)
+		reply.Held, reply.Mended, err = d.census(ctx, sd)
 	}
 	return reply, out, err
+}
+
+// passed turns the descriptors of a launch into what the jail child will look
+// for. The descriptors prove the owner's rights; that the names lead to the
+// same files is the child's to prove, while they stay open.
+func (d *Daemon) passed(l *rootapi.Launch, files []*os.File) ([]jail.File, error) {
+	list := make([]jail.File, len(files))
+	for i, f := range files {
+		name, readOnly := [...]string{"kernel", "initramfs"}[min(i, 1)], true
+		if n := i - rootapi.FixedFiles; n >= 0 {
+			name, readOnly = "disk"+strconv.Itoa(n), l.ReadOnly&(1<<n) != 0
+		}
+		var err error
+		if list[i], err = look(f, !readOnly, d.Install.Owner.UID); err != nil {
+			return nil, rootapi.Errorf(rootapi.Denied, "files: %s: %v", name, err)
+		}
+		list[i].Name, list[i].ReadOnly = name, readOnly
+	}
+	return list, nil
+}
+
+// look checks that a descriptor gives the right to read, and to write if that
+// is wanted, a file of the owner's in the owner's tree.
+func look(f *os.File, write bool, owner uint32) (file jail.File, err error) {
+	var st unix.Stat_t
+	var flags int
+	fd, err := rootapi.FD(f)
+	if err == nil {
+		flags, err = unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	}
+	if err == nil {
+		err = unix.Fstat(fd, &st)
+	}
+	path, linkErr := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+	mode := flags & unix.O_ACCMODE
+	switch {
+	case err != nil || linkErr != nil:
+		return file, errors.Join(err, linkErr)
+	case flags&unix.O_PATH != 0:
+		return file, errors.New("an O_PATH descriptor proves no right")
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return file, errors.New("it is not a regular file")
+	case mode == unix.O_WRONLY || write && mode != unix.O_RDWR:
+		return file, errors.New("the descriptor is not open for what it is to be used for")
+	case st.Uid != owner:
+		return file, fmt.Errorf("it belongs to uid %d, not to the owner", st.Uid)
+	case st.Nlink == 0 || write && st.Nlink != 1:
+		return file, fmt.Errorf("it has %d names", st.Nlink)
+	case !rootapi.PlainPath(path):
+		return file, fmt.Errorf("its path %.200q has unusual characters", path)
+	}
+	// The first two names are root's, and what is below them is the owner's.
+	for _, base := range []string{"/var/lib", "/var/cache"} {
+		if strings.HasPrefix(path, base+"/banger/") {
+			return jail.File{Base: base, Path: path[len(base)+1:], Dev: st.Dev, Ino: st.Ino}, nil
+		}
+	}
+	return file, fmt.Errorf("it is at %.200q, not below /var/lib/banger or /var/cache/banger", path)
+}
+
+// checkPrograms refuses what somebody else than root could have made, and a
+// Firecracker that could not start in a jail.
+func checkPrograms(p rootapi.Program) error {
+	f, err := elf.Open(p.Firecracker)
+	if err := errors.Join(beneath.Program(p.Firecracker), beneath.Program(p.Jailer), err); err != nil {
+		return rootapi.Errorf(rootapi.Denied, "%v", err)
+	}
+	defer f.Close()
+	for _, part := range f.Progs {
+		if part.Type == elf.PT_INTERP {
+			return rootapi.Errorf(rootapi.Denied, "%s is dynamically linked, and a jail has no libraries", p.Firecracker)
+		}
+	}
+	return nil
 }

@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"strconv"
 
 	"banger/internal/crash"
+	"banger/internal/hostnet"
 	"banger/internal/jail"
 	"banger/internal/rootapi"
 	"banger/internal/undo"
@@ -18,38 +20,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CrashPoints lists the places where a test kills the helper.
-func CrashPoints() []string {
-	return []string{"launch.claimed", "launch.attached", "launch.opened", "launch.started", "launch.found",
-		"adopt.found", "release.stopped", "release.detached", "release.removed"}
-}
-
 // launch starts a VMM. Once the id is claimed, release undoes it, whatever was
 // done of it; the claim is the last thing that release gives up.
-func (d *Daemon) launch(ctx context.Context, dir jail.Dir, l *rootapi.Launch, files []*os.File) (vm *rootapi.VM, ends []*os.File, err error) {
+func (d *Daemon) launch(ctx context.Context, sd jail.Systemd, dir jail.Dir, l *rootapi.Launch, files []*os.File) (vm *rootapi.VM, ends []*os.File, err error) {
 	var held undo.Stack
 	defer held.OnError(&err)
 	p := d.Install.Programs[l.Firecracker]
-	if err := checkPrograms(p); err != nil {
-		return nil, nil, err
-	}
 	shown, err := d.passed(l, files)
-	if err != nil {
+	if err := errors.Join(checkPrograms(p), err); err != nil {
 		return nil, nil, err
 	}
-	// The jail child is this very program: nothing else that root would run.
-	self, err := os.Executable()
-	if err != nil {
-		return nil, nil, err
-	}
-	sd, err := jail.Dial(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer sd.Close()
 	uid, claimed, err := d.claim(dir, l.Addr)
 	if claimed {
-		held.Push(func() error { return d.release(context.WithoutCancel(ctx), dir) })
+		held.Push(func() error { return d.undo(context.WithoutCancel(ctx), dir) })
 	}
 	if err != nil {
 		return nil, nil, err
@@ -66,7 +49,7 @@ func (d *Daemon) launch(ctx context.Context, dir jail.Dir, l *rootapi.Launch, fi
 	}
 	held.Push(func() error { rootapi.CloseAll(ends); return nil })
 	crash.Point("launch.opened")
-	err = sd.Start(ctx, self, jail.Spec{ID: string(dir), UID: uid, Owner: d.Install.Owner.UID, OwnerGID: d.Install.Owner.GID,
+	err = sd.Start(ctx, jail.Spec{ID: string(dir), UID: uid, Owner: d.Install.Owner.UID, OwnerGID: d.Install.Owner.GID,
 		VCPUs: l.VCPUs, MemoryMiB: l.MemoryMiB, Firecracker: p.Firecracker, Jailer: p.Jailer, Files: shown})
 	if err != nil {
 		return nil, nil, fmt.Errorf("starting the jail: %w", err)
@@ -88,16 +71,16 @@ func (d *Daemon) claim(dir jail.Dir, addr netip.Addr) (uid uint32, claimed bool,
 	if err != nil {
 		return 0, false, err
 	}
-	taken := map[uint32]jail.Dir{}
+	taken := map[uint32]string{}
 	for _, other := range dirs {
-		taken[other.UID()] = other
+		taken[jail.Dir(other).UID()] = other
 	}
 	for uid = rootapi.FirstUID + rootapi.UIDBlock; taken[uid] != ""; uid++ {
 	}
 	if addr.IsValid() {
 		uid = d.Install.UID(addr)
 	}
-	if other, ok := taken[uid]; ok && other != dir {
+	if other, ok := taken[uid]; ok && other != string(dir) {
 		return 0, false, rootapi.Errorf(rootapi.Exists, "addr: %v is VM %s's", addr, other)
 	}
 	err = dir.Claim(uid)
@@ -108,12 +91,7 @@ func (d *Daemon) claim(dir jail.Dir, addr netip.Addr) (uid uint32, claimed bool,
 }
 
 // adopt gives again what launch gave. The agent's listener is a new one.
-func (d *Daemon) adopt(ctx context.Context, dir jail.Dir) (vm *rootapi.VM, ends []*os.File, err error) {
-	sd, err := jail.Dial(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer sd.Close()
+func (d *Daemon) adopt(ctx context.Context, sd jail.Systemd, dir jail.Dir) (vm *rootapi.VM, ends []*os.File, err error) {
 	u, err := sd.Get(ctx, string(dir))
 	if err != nil {
 		return nil, nil, err
@@ -177,7 +155,8 @@ func (d *Daemon) find(ctx context.Context, sd jail.Systemd, dir jail.Dir, ends [
 	}
 	vm := &rootapi.VM{UID: dir.UID(), Unit: jail.UnitName(id), InvocationID: u.InvocationID, PID: int(u.PID), StartTime: start}
 	if a := d.Install.Addr(vm.UID); a.IsValid() {
-		vm.TAP, vm.MAC = rootapi.TAP(id), rootapi.MAC(a).String()
+		mac := hostnet.MAC(a)
+		vm.TAP, vm.MAC = hostnet.TAP(id), net.HardwareAddr(mac[:]).String()
 	}
 	return vm, nil
 }
@@ -196,13 +175,19 @@ func ended(u *rootapi.Unit, console *os.File) error {
 	return rootapi.Errorf(rootapi.NotFound, "the VMM has ended: %s, %s, status %d, saying %q", u.Sub, u.Result, u.Status, said[:max(n, 0)])
 }
 
-// release ends whatever there is of a VM, from any half-state.
-func (d *Daemon) release(ctx context.Context, dir jail.Dir) error {
+// undo is release after a failure, which may have been its own conversation's
+// with PID 1.
+func (d *Daemon) undo(ctx context.Context, dir jail.Dir) error {
 	sd, err := jail.Dial(ctx)
 	if err != nil {
 		return err
 	}
 	defer sd.Close()
+	return d.release(ctx, sd, dir)
+}
+
+// release ends whatever there is of a VM, from any half-state.
+func (d *Daemon) release(ctx context.Context, sd jail.Systemd, dir jail.Dir) error {
 	if err := sd.Stop(ctx, string(dir)); err != nil {
 		return fmt.Errorf("stopping the VMM: %w", err)
 	}
@@ -218,39 +203,26 @@ func (d *Daemon) release(ctx context.Context, dir jail.Dir) error {
 	return nil
 }
 
-func (d *Daemon) policy(ctx context.Context, dir jail.Dir, nat bool) error {
-	addr := d.Install.Addr(dir.UID())
-	if !addr.IsValid() {
-		return rootapi.Errorf(rootapi.NotFound, "there is no VM %s with a network", dir)
-	}
-	return d.Network.Policy(ctx, string(dir), addr, nat)
-}
-
-// census asks each place where something of a VM can be.
-func (d *Daemon) census(ctx context.Context) (held []rootapi.Held, err error) {
-	sd, err := jail.Dial(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer sd.Close()
+// census asks each place where something of a VM can be. It is what the owner
+// asks for now and then, so it also mends what others have done to the network.
+func (d *Daemon) census(ctx context.Context, sd jail.Systemd) (held []rootapi.Held, mended []string, err error) {
 	dirs, err1 := jail.Dirs()
 	nets, err2 := d.Network.Census(ctx)
 	units, err3 := jail.Units()
-	if err := errors.Join(err1, err2, err3); err != nil {
-		return nil, err
+	if len(nets) > 0 {
+		mended, err = d.Network.Repair(ctx)
 	}
-	ids := slices.Concat(nets, units)
-	for _, dir := range dirs {
-		ids = append(ids, string(dir))
+	if err := errors.Join(err, err1, err2, err3); err != nil {
+		return nil, nil, err
 	}
+	ids := slices.Concat(dirs, nets, units)
 	slices.Sort(ids)
 	for _, id := range slices.Compact(ids) {
-		dir := jail.Dir(id)
-		h := rootapi.Held{ID: id, Dir: slices.Contains(dirs, dir), Network: slices.Contains(nets, id), Addr: d.Install.Addr(dir.UID())}
+		h := rootapi.Held{ID: id, Dir: slices.Contains(dirs, id), Network: slices.Contains(nets, id), Addr: d.Install.Addr(jail.Dir(id).UID())}
 		if h.Unit, err = sd.Get(ctx, id); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		held = append(held, h)
 	}
-	return held, nil
+	return held, mended, nil
 }

@@ -46,6 +46,12 @@ var needs = []need{
 	{program: "strace", why: "counts processes and system calls", apt: "strace", dnf: "strace", pacman: "strace", test: true},
 	{program: "pip3", why: "gets a Firecracker for the tests", apt: "python3-pip", dnf: "python3-pip", pacman: "python-pip", test: true},
 	{program: "tmux", why: "terminal tests", apt: "tmux", dnf: "tmux", pacman: "tmux", test: true},
+	{program: "nft", why: "the packet filter of the network tests", apt: "nftables", dnf: "nftables", pacman: "nftables", test: true},
+	{program: "ip", why: "looks at what the network tests made", apt: "iproute2", dnf: "iproute", pacman: "iproute2", test: true},
+	{program: "iptables", why: "plays Docker in the network tests", apt: "iptables", dnf: "iptables-nft", pacman: "iptables-nft", test: true},
+	{program: "conntrack", why: "counts connections in the network tests", apt: "conntrack", dnf: "conntrack-tools", pacman: "conntrack-tools", test: true},
+	{program: "sysctl", why: "forwards packets in the network tests", apt: "procps", dnf: "procps-ng", pacman: "procps-ng", test: true},
+	{program: "dnsmasq", why: "tries the recipes of docs/dns-routing.md", apt: "dnsmasq-base", dnf: "dnsmasq", pacman: "dnsmasq", test: true},
 }
 
 func main() {

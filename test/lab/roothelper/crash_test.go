@@ -3,14 +3,14 @@
 package roothelper
 
 import (
+	"net/netip"
 	"os"
-	"strings"
 	"sync"
 	"testing"
 
 	"banger/internal/rootapi"
 	"banger/internal/rootclient"
-	"banger/internal/rootd"
+	"banger/internal/rootd/points"
 )
 
 // The helper is killed at each of its points. Whatever it leaves, release
@@ -18,53 +18,63 @@ import (
 // yet ended lives on.
 func TestKillAtEveryPoint(t *testing.T) {
 	c := install(t)
-	for _, point := range rootd.CrashPoints() {
-		t.Run(point, func(t *testing.T) {
-			verb, _, _ := strings.Cut(point, ".")
-			files := ends(t, vm)
-			var before *rootclient.VM
-			if verb != "launch" {
-				v, err := tryLaunch(t, c, vm, small, files...)
-				must(t, err)
-				before = v
-			}
-			arm(t, point)
-			var err error
-			switch verb {
-			case "launch":
-				_, err = tryLaunch(t, c, vm, small, files...)
-			case "adopt":
-				_, err = c.Adopt(t.Context(), vm)
-			case "release":
-				err = c.Release(t.Context(), vm)
-			}
-			if err == nil || code(err) != "" {
-				t.Errorf("%s with the helper killed at %s = %v, want no answer", verb, point, err)
-			}
-			arm(t, "")
-			held, err := c.Census(t.Context())
-			must(t, err)
-			if want := point != "release.removed"; len(held) == 1 != want {
-				t.Errorf("census after it: %+v, want one: %v", held, want)
-			}
-			if verb == "adopt" {
-				w, err := c.Adopt(t.Context(), vm)
-				must(t, err)
-				defer closeVM(w)
-				if w.VM != before.VM {
-					t.Errorf("adopted %+v, launched %+v", w.VM, before.VM)
-				}
-			}
-			must(t, c.Release(t.Context(), vm))
-			if left := leftovers(t.Context(), c); left != "" {
-				t.Errorf("after release: %s", left)
-			}
-			if _, err := tryLaunch(t, c, vm, small, files...); err != nil {
-				t.Errorf("launch after it = %v", err)
-			}
-			must(t, c.Release(t.Context(), vm))
-		})
+	for verb, list := range points.All() {
+		for _, point := range list {
+			t.Run(point, func(t *testing.T) { killAt(t, c, verb, point) })
+		}
 	}
+}
+
+func killAt(t *testing.T, c rootclient.Client, verb, point string) {
+	l := small
+	l.Addr = netip.MustParseAddr("172.16.0.7")
+	files := ends(t, vm)
+	var before *rootclient.VM
+	if verb != "launch" {
+		v, err := tryLaunch(t, c, vm, l, files...)
+		must(t, err)
+		before = v
+	}
+	arm(t, point)
+	var err error
+	switch verb {
+	case "launch":
+		_, err = tryLaunch(t, c, vm, l, files...)
+	case "adopt":
+		_, err = c.Adopt(t.Context(), vm)
+	case "policy":
+		err = c.Policy(t.Context(), vm, false)
+	case "release":
+		err = c.Release(t.Context(), vm)
+	}
+	if err == nil || code(err) != "" {
+		t.Errorf("%s with the helper killed at %s = %v, want no answer", verb, point, err)
+	}
+	arm(t, "")
+	held, err := c.Census(t.Context())
+	must(t, err)
+	if want := point != "release.removed"; len(held) == 1 != want {
+		t.Errorf("census after it: %+v, want one: %v", held, want)
+	}
+	if verb == "policy" {
+		must(t, c.Policy(t.Context(), vm, true))
+	}
+	if verb == "adopt" || verb == "policy" {
+		w, err := c.Adopt(t.Context(), vm)
+		must(t, err)
+		defer closeVM(w)
+		if w.VM != before.VM {
+			t.Errorf("adopted %+v, launched %+v", w.VM, before.VM)
+		}
+	}
+	must(t, c.Release(t.Context(), vm))
+	if left := leftovers(t.Context(), c); left != "" {
+		t.Errorf("after release: %s", left)
+	}
+	if _, err := tryLaunch(t, c, vm, l, files...); err != nil {
+		t.Errorf("launch after it = %v", err)
+	}
+	must(t, c.Release(t.Context(), vm))
 }
 
 // Those launched at once get a uid each; of three for one id, one gets it.

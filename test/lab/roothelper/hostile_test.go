@@ -6,8 +6,10 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -113,6 +115,9 @@ func TestHostileFiles(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: launch = %v, want %q", name, err, tt.want)
 		}
+		if strings.HasPrefix(name, "replaced") {
+			arm(t, "")
+		}
 		if left := leftovers(t.Context(), c); left != "" {
 			t.Errorf("%s: left: %s", name, left)
 		}
@@ -120,15 +125,11 @@ func TestHostileFiles(t *testing.T) {
 	}
 }
 
-// replaced opens a disk and then puts something else where it was; the file
-// itself keeps its one name, elsewhere. The kernel then tells the new name, so
-// the name is put back for the helper's look and taken away for the child's.
+// replaced opens a disk, and something else takes its name after the helper
+// has looked at the descriptor and before the child walks: the worst moment.
 func replaced(t *testing.T, by func(at string) error) *os.File {
 	t.Helper()
 	f := open(t, disk(t, vm), os.O_RDWR)
-	// A bind mount of the owner's namespace would be needed for a lasting lie;
-	// here a directory changes places, which a descriptor's path follows too.
-	// What is left is the race, so the swap is made by hand: see TestSwapRace.
 	swapLater(t, f.Name(), by)
 	return f
 }
@@ -145,7 +146,6 @@ func homeFile(t *testing.T) *os.File {
 func swapLater(t *testing.T, at string, by func(at string) error) {
 	t.Helper()
 	arm(t, "launch.opened=stop")
-	t.Cleanup(func() { arm(t, "") })
 	go func() {
 		out, err := exec.CommandContext(t.Context(), "sh", "-c", `until p=$(systemctl show -p MainPID --value bangerd-root); [ "$p" != 0 ] && grep -q "^State:.T" /proc/$p/status; do sleep 0.05; done; echo $p`).Output()
 		if err == nil {
@@ -184,7 +184,7 @@ func TestWalkRace(t *testing.T) {
 		f.Close()
 	}
 	stop()
-	t.Logf("100,000 walks: %d at the file, %d refused", right, refused)
+	t.Logf("100,000 walks: %d at the file, %d refused, the others at what the comparison refuses", right, refused)
 	if right == 0 || refused == 0 {
 		t.Error("the race was not run")
 	}
@@ -247,13 +247,11 @@ func sums(t *testing.T) string {
 }
 
 // swapper swaps, as the owner and as fast as can be, a file with a link to
-// target, with another file, and its directory with a link; stop puts it back.
+// target, with another file, and its directory with a link.
 func swapper(t *testing.T, at, target string) (stop func()) {
 	t.Helper()
 	dir := at[:strings.LastIndex(at, "/")]
-	for _, name := range []string{at + "-link", dir + "-link", at + "-decoy"} {
-		_ = os.Remove(name)
-	}
+	must(t, os.RemoveAll(dir+"-link"), os.RemoveAll(at+"-link"), os.RemoveAll(at+"-decoy"))
 	_, err := as(ownerUID, func() (any, error) {
 		return nil, errors.Join(os.Symlink(target, at+"-link"), os.Symlink("/etc", dir+"-link"), os.WriteFile(at+"-decoy", []byte("decoy"), 0o600))
 	})
@@ -280,13 +278,50 @@ func swapper(t *testing.T, at, target string) (stop func()) {
 // An id or an address that is taken stays with whom it belongs to.
 func TestTakenIDs(t *testing.T) {
 	c := install(t)
-	v := launch(t, c, vm)
-	if _, err := tryLaunch(t, c, vm, small, ends(t, vm)...); code(err) != rootapi.Exists {
-		t.Errorf("the same id again: launch = %v", err)
+	l := small
+	l.Addr = netip.MustParseAddr("172.16.0.7")
+	v, err := tryLaunch(t, c, vm, l, ends(t, vm)...)
+	must(t, err)
+	if v.TAP != "bvm"+vm || v.MAC != "02:fc:ac:10:00:07" || v.UID != rootapi.FirstUID+7 {
+		t.Errorf("launched as %+v", v.VM)
+	}
+	for name, tt := range map[string]struct{ id, addr string }{
+		"the same id":      {vm, "172.16.0.8"},
+		"the same address": {"aaaaaaaaaaaa", "172.16.0.7"},
+		"both":             {vm, "172.16.0.7"},
+	} {
+		l.Addr = netip.MustParseAddr(tt.addr)
+		if _, err := tryLaunch(t, c, tt.id, l, ends(t, tt.id)...); code(err) != rootapi.Exists {
+			t.Errorf("%s again: launch = %v", name, err)
+		}
 	}
 	if w, err := as(ownerUID, func() (*rootclient.VM, error) { return c.Adopt(t.Context(), vm) }); err != nil || w.VM != v.VM {
 		t.Errorf("the first VM after it: %v", err)
 	} else {
 		closeVM(w)
+	}
+}
+
+// What others take away of the network is mended by the next census, which
+// says so.
+func TestCensusMends(t *testing.T) {
+	c := install(t)
+	l := small
+	l.Addr = netip.MustParseAddr("172.16.0.7")
+	_, err := tryLaunch(t, c, vm, l, ends(t, vm)...)
+	must(t, err)
+	do(t, "nft", "flush", "ruleset")
+	if got, err := c.Mend(t.Context()); err != nil || !slices.Contains(got, "packet filter") {
+		t.Errorf("Mend() after a flushed ruleset = %v, %v", got, err)
+	}
+	do(t, "ip", "link", "delete", "br-fc")
+	if got, err := c.Mend(t.Context()); err != nil || !slices.Contains(got, "bridge br-fc") {
+		t.Errorf("Mend() after a deleted bridge = %v, %v", got, err)
+	}
+	if got, err := c.Mend(t.Context()); err != nil || len(got) != 0 {
+		t.Errorf("Mend() of what is whole = %v, %v", got, err)
+	}
+	if err := c.Policy(t.Context(), "aaaaaaaaaaaa", true); code(err) != rootapi.NotFound {
+		t.Errorf("Policy() of no VM = %v", err)
 	}
 }

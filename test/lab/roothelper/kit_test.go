@@ -95,6 +95,7 @@ func install(t *testing.T) rootclient.Client {
 		copyTo("/lab/firecracker/"+name, programs+"/"+name, 0o755)
 	}
 	copyTo("/lab/bin/bangerd-root", programs+"/bangerd-root", 0o755)
+	copyTo("/lab/bin/banger-jail", programs+"/banger-jail", 0o755)
 	copyTo("/lab/firecracker/firecracker", "/home/owner/firecracker", 0o755)
 	copyTo("/lab/firecracker/firecracker", programs+"/owners/firecracker", 0o755)
 	copyTo("/lab/firecracker/firecracker", programs+"/firecracker-loose", 0o775)
@@ -191,9 +192,10 @@ func leftovers(ctx context.Context, c rootclient.Client) string {
 		{"systemctl", "list-units", "--all", "--no-legend", "--plain", "banger-vm-*"},
 		{"sh", "-c", "ls /sys/fs/cgroup/banger.slice 2>/dev/null | grep banger-vm"},
 		{"pgrep", "-l", "firecracker|jailer"},
-		{"pgrep", "-f", "jail-child|jail-hold"},
+		{"pgrep", "-l", "banger-jail"},
 		{"sh", "-c", "grep -E 'jail|banger-root/vm' /proc/self/mountinfo"},
 		{"sh", "-c", "ls /sys/class/net | grep bvm"},
+		{"sh", "-c", "nft list ruleset 2>/dev/null | grep -E 'bvm[0-9a-f]{12}'"},
 	} {
 		out, _ := exec.CommandContext(ctx, argv[0], argv[1:]...).Output() // nothing found is a failure to them
 		if s := strings.TrimSpace(string(out)); s != "" {

@@ -1,12 +1,9 @@
-// Package jail runs Firecracker so that it can reach nothing but its VM's own
-// files: as a transient service of systemd's, in a mount namespace and a root
-// directory of its own, under a uid of its own.
+// Package child builds a VM's jail from inside, and becomes the jailer.
 //
-// It owns the service's properties, the process that builds the jail from
-// inside ([Child]), and the directory through which the sockets are reached.
-// It knows nothing of networks and takes decisions for nobody: package rootd
-// has checked what it is told.
-package jail
+// It is what runs first in the service that package jail describes, as root and
+// with more rights than the root helper has: so it is a program of its own,
+// which takes one argument and decides nothing.
+package child
 
 import (
 	"encoding/json"
@@ -20,49 +17,24 @@ import (
 	"syscall"
 
 	"banger/internal/beneath"
+	"banger/internal/jail"
 
 	"golang.org/x/sys/unix"
 )
 
-// The arguments that make this program something else than the helper.
-const (
-	ChildArg = "jail-child" // see Child
-	HoldArg  = "jail-hold"  // see Hold
-)
+// HoldArg is the argument of the process that [Hold] is.
+const HoldArg = "hold"
 
-// A Spec is what a jail holds. It crosses to the child as one argument.
-type Spec struct {
-	ID          string
-	UID         uint32 // and gid, of the VMM
-	Owner       uint32 // uid of the files' owner
-	OwnerGID    uint32
-	VCPUs       int
-	MemoryMiB   int64
-	Firecracker string
-	Jailer      string
-	Files       []File
-}
-
-// A File is one that the jail shows, if what is found at its path is the very
-// file whose descriptor the helper holds.
-type File struct {
-	Name     string // in the jail
-	Base     string // a directory that is root's all the way up
-	Path     string // below Base, where everything may be the owner's
-	Dev, Ino uint64
-	ReadOnly bool
-}
-
-// Child builds the jail that arg describes and becomes the jailer. It runs as
+// Run builds the jail that arg describes and becomes the jailer. It runs as
 // root in the VM's service; on success it does not return.
-func Child(arg string) error {
-	var s Spec
+func Run(arg string) error {
+	var s jail.Spec
 	if err := json.Unmarshal([]byte(arg), &s); err != nil {
 		return fmt.Errorf("reading the jail's description: %w", err)
 	}
 	// Whoever reads the console hears of what goes wrong from here on. A write
 	// that would wait for the reader fails instead: no reader may stop a VM.
-	fd, err := unix.Open(Dir(s.ID).path("console"), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(jail.Dir(s.ID).Path("console"), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err := errors.Join(err, unix.Dup3(fd, 1, 0), unix.Dup3(fd, 2, 0)); err != nil {
 		return fmt.Errorf("opening the console: %w", err)
 	}
@@ -74,13 +46,13 @@ func Child(arg string) error {
 	uid := strconv.Itoa(int(s.UID))
 	// No --cgroup flags: the service is the cgroup. The jailer closes all but
 	// three descriptors and clears the environment.
-	argv := []string{s.Jailer, "--id", s.ID, "--exec-file", s.Firecracker, "--uid", uid, "--gid", uid, "--chroot-base-dir", jailDir,
-		"--resource-limit", "no-file=1024", "--", "--api-sock", "/s/" + apiSocket}
+	argv := []string{s.Jailer, "--id", s.ID, "--exec-file", s.Firecracker, "--uid", uid, "--gid", uid, "--chroot-base-dir", jail.MountPoint,
+		"--resource-limit", "no-file=1024", "--", "--api-sock", "/s/" + jail.APISocket}
 	return os.NewSyscallError("exec "+s.Jailer, unix.Exec(s.Jailer, argv, nil))
 }
 
 // build makes the jail's root directory, in a mount namespace of this thread's.
-func build(s Spec) error {
+func build(s jail.Spec) error {
 	// A tmpfs of this namespace: new at each start, as the jailer's mknod wants
 	// it, and gone with the process.
 	err := unix.Unshare(unix.CLONE_NEWNS)
@@ -88,9 +60,9 @@ func build(s Spec) error {
 		err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, "")
 	}
 	if err == nil {
-		err = unix.Mount("jail", jailDir, "tmpfs", unix.MS_NOSUID, "size=16m,nr_inodes=128,mode=0755")
+		err = unix.Mount("jail", jail.MountPoint, "tmpfs", unix.MS_NOSUID, "size=16m,nr_inodes=128,mode=0755")
 	}
-	root := filepath.Join(jailDir, filepath.Base(s.Firecracker), s.ID, "root") // the jailer's choice
+	root := filepath.Join(jail.MountPoint, filepath.Base(s.Firecracker), s.ID, "root") // the jailer's choice
 	if err == nil {
 		err = os.MkdirAll(root+"/s", 0o755)
 	}
@@ -107,7 +79,7 @@ func build(s Spec) error {
 			return fmt.Errorf("showing %s: %w", f.Name, err)
 		}
 	}
-	sockets, err := beneath.Open(runDir, s.ID+"/s")
+	sockets, err := beneath.Open(jail.Dir(s.ID).Path(""), "s")
 	if err != nil {
 		return err
 	}
@@ -116,7 +88,7 @@ func build(s Spec) error {
 }
 
 // show makes f visible in the jail, as the VMM's own.
-func show(f File, root string, userns *os.File) error {
+func show(f jail.File, root string, userns *os.File) error {
 	found, err := beneath.Open(f.Base, f.Path)
 	if err != nil {
 		return err
@@ -160,7 +132,7 @@ func bind(f *os.File, at string, attr unix.MountAttr) error {
 
 // userNamespace returns one in which the owner's files are the VMM's. It maps
 // that one id; all others are nobody's.
-func userNamespace(s Spec) (*os.File, error) {
+func userNamespace(s jail.Spec) (*os.File, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -169,7 +141,7 @@ func userNamespace(s Spec) (*os.File, error) {
 	ids := func(from uint32) []syscall.SysProcIDMap {
 		return []syscall.SysProcIDMap{{ContainerID: int(from), HostID: int(s.UID), Size: 1}}
 	}
-	p, err := os.StartProcess("/proc/self/exe", []string{"bangerd-root", HoldArg}, &os.ProcAttr{Files: []*os.File{r},
+	p, err := os.StartProcess("/proc/self/exe", []string{"banger-jail", HoldArg}, &os.ProcAttr{Files: []*os.File{r},
 		Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: ids(s.Owner), GidMappings: ids(s.OwnerGID)}})
 	if err != nil {
 		return nil, errors.Join(err, w.Close())
