@@ -1,6 +1,9 @@
 package agentapi
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // Version is the protocol's. The agent is always of the host's own build, since
 // it travels in the initramfs, but a VM may run on while banger is upgraded:
@@ -115,6 +118,18 @@ type Identity struct {
 	// Secret, if there is one, is what tells the agent from other processes of
 	// the guest, where those can call the host too.
 	Secret []byte `json:"secret,omitempty"`
+	// Net is the guest's place on the host's network; it has no network if nil.
+	Net *Net `json:"net,omitempty"`
+}
+
+// Net is how a guest uses its one network device. Its own address is a /32, and
+// the gateway is on the link: so neighbours are reached through the host, which
+// refuses at once.
+type Net struct {
+	Addr    netip.Addr `json:"addr"`
+	Gateway netip.Addr `json:"gateway"`
+	// DNS are the resolvers of /etc/resolv.conf; none if the guest is kept in.
+	DNS []netip.Addr `json:"dns,omitempty"`
 }
 
 // File is a small file of an [Identity].

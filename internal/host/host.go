@@ -10,6 +10,7 @@ package host
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 
 	"banger/internal/agentapi"
@@ -41,6 +42,15 @@ type Spec struct {
 	ConsolePath string
 	// Cmdline is added to the kernel's command line.
 	Cmdline string
+	// Net is the VM's place on the host's network; it has no network if nil.
+	Net *Net
+}
+
+// Net is a VM's place on the host's network. Its MAC and its TAP follow from it
+// and from the id.
+type Net struct {
+	Addr netip.Addr // leased to this VM alone
+	NAT  bool       // see SetNAT
 }
 
 // A Disk is one block device.
@@ -68,6 +78,10 @@ type Host interface {
 
 	// Census lists everything that Launch made and Release has not removed.
 	Census(ctx context.Context) ([]Held, error)
+
+	// SetNAT lets a VM that runs out of the host, or keeps it in and ends what it
+	// has open. Unsupported if the host gives VMs no network.
+	SetNAT(ctx context.Context, id string, nat bool) error
 }
 
 // A Run is a VMM that was started or adopted.

@@ -56,6 +56,10 @@ type Layout struct {
 	Initramfs  string
 	Downloads  string // downloaded files, named by their sha256
 
+	// System is set if `banger system install` made the directories: what starts
+	// the daemon is then systemd.
+	System bool
+
 	uid int
 }
 
@@ -87,6 +91,22 @@ func (r roots) layout(getenv func(string) string, uid int, home string) (Layout,
 	}
 	l.Runtime = r.runtime(l.State, getenv("XDG_RUNTIME_DIR"), uid)
 	l.name()
+	return l, nil
+}
+
+// System is the layout of system mode, for a daemon or a client that runs as
+// the owner. Its configuration is the owner's own, below home.
+func System(getenv func(string) string, uid int, home string) (Layout, error) {
+	l, err := FromEnv(getenv, uid, home)
+	if err != nil {
+		return Layout{}, err
+	}
+	l.State, l.Cache, l.Runtime = "/var/lib/banger", "/var/cache/banger", "/run/banger"
+	l.System = true
+	key := l.Key
+	l.name()
+	l.Key = key // the user's; install and uninstall leave it alone
+	l.Socket = filepath.Join(l.Runtime, "bangerd.sock")
 	return l, nil
 }
 

@@ -107,6 +107,9 @@ func (h *Host) Launch(ctx context.Context, s host.Spec) (_ host.Run, err error) 
 	if err != nil {
 		return nil, err
 	}
+	if s.Net != nil {
+		return nil, errNoNetwork
+	}
 	cfg, files, err := h.config(ctx, s, dir)
 	if err != nil {
 		return nil, err
@@ -187,6 +190,13 @@ func (h *Host) config(ctx context.Context, s host.Spec, dir string) (companionap
 	}
 	return c, files, nil
 }
+
+// errNoNetwork is what a VM is told that wants the host's network.
+var errNoNetwork = &api.Error{Code: api.Unsupported, Msg: "user mode gives VMs no network of the host's",
+	Hint: "install system mode: sudo banger system install --owner \"$USER\""}
+
+// SetNAT implements host.Host.
+func (h *Host) SetNAT(context.Context, string, bool) error { return errNoNetwork }
 
 // Close lets go of all VMs, which run on.
 func (h *Host) Close() error {

@@ -45,6 +45,7 @@ type Host struct {
 	mu       sync.Mutex
 	runs     map[string]*Run
 	launches map[string]int
+	nets     map[string]host.Net
 }
 
 // A Behaviour is how one launch goes. In the zero one everything works.
@@ -60,7 +61,7 @@ type Behaviour struct {
 
 // New returns a host on dir, which must exist.
 func New(dir string) *Host {
-	return &Host{Dir: dir, runs: map[string]*Run{}, launches: map[string]int{}}
+	return &Host{Dir: dir, runs: map[string]*Run{}, launches: map[string]int{}, nets: map[string]host.Net{}}
 }
 
 // Launch implements [host.Host].
@@ -100,8 +101,37 @@ func (h *Host) Launch(ctx context.Context, s host.Spec) (host.Run, error) {
 		return nil, err
 	}
 	r.hangs = b.StopHangs
+	if s.Net != nil {
+		h.mu.Lock()
+		h.nets[s.ID] = *s.Net
+		h.mu.Unlock()
+	}
 	h.play(r, b)
 	return r, nil
+}
+
+// SetNAT implements [host.Host].
+func (h *Host) SetNAT(_ context.Context, id string, nat bool) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n, ok := h.nets[id]
+	if !ok {
+		return &api.Error{Code: api.Unsupported, Msg: "this VM has no network"}
+	}
+	n.NAT = nat
+	h.nets[id] = n
+	return nil
+}
+
+// Net is what a VM was launched with, or SetNAT has made of it; nil if it has no
+// network.
+func (h *Host) Net(id string) *host.Net {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if n, ok := h.nets[id]; ok {
+		return &n
+	}
+	return nil
 }
 
 // play makes the guest do what b says.
