@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,6 +16,9 @@ import (
 
 // slack is what an answer may take beyond the time that it was given.
 const slack = 30 * time.Second
+
+// defaultSilence is what Job.Silence says.
+const defaultSilence = 2 * time.Minute
 
 // doing is a job under way.
 type doing struct {
@@ -108,12 +112,15 @@ func (d *doing) step(ctx context.Context, s Step) (Outcome, error) {
 		return Outcome{}, err
 	}
 	o := Outcome{Name: name, Want: s.Want}
-	out := &lines{w: d.job.Print}
+	out, silence := &lines{w: d.job.Print}, cmp.Or(d.job.Silence, defaultSilence)
 	for {
-		f, err := d.vm.next(ctx, fmt.Sprintf("running step %q", name), time.Until(begun.Add(limit+slack)))
+		f, err := d.vm.next(ctx, fmt.Sprintf("running step %q", name), min(silence, time.Until(begun.Add(limit+slack))))
 		if err != nil {
 			out.flush()
 			return o, err
+		}
+		if f.kind == labwire.KindBeat {
+			continue
 		}
 		if f.kind == labwire.KindOutput {
 			out.add(f.body)

@@ -56,6 +56,10 @@ type Job struct {
 	// Limit is for all of it, with the boots but without building the machine;
 	// zero is 15 minutes.
 	Limit time.Duration
+	// Silence is how long a machine that runs a step may say nothing at all before
+	// it is taken for dead; zero is 2 minutes. It says that it lives every few
+	// seconds, on a busy host ten times later.
+	Silence time.Duration
 	// Print gets what the steps print and what the lab itself has to say, line by
 	// line. It may be nil.
 	Print io.Writer
@@ -180,6 +184,7 @@ type HangError struct {
 	During  string // what was being waited for
 	Why     string
 	Console string // the console's last lines
+	Mute    bool   // it lives, as far as can be seen, and says nothing
 }
 
 // Error has all of it.

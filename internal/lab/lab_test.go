@@ -152,6 +152,18 @@ func TestMachineThatPanics(t *testing.T) {
 	}
 }
 
+func TestMachineThatFallsSilent(t *testing.T) {
+	machine(t)
+	_, err := Do(t.Context(), Job{Print: t.Output(), Silence: 15 * time.Second, Steps: []Step{
+		{Name: "talks", Script: "true"},
+		{Name: "mute", Script: "kill -STOP $PPID; sleep infinity"}, // what speaks for it is its parent
+	}})
+	var hang *HangError
+	if !errors.As(err, &hang) || !hang.Mute || !strings.Contains(hang.During, `"mute"`) {
+		t.Errorf("got %v, want a HangError that is mute and names the step", err)
+	}
+}
+
 func TestMachineThatMeetsTheLimit(t *testing.T) {
 	machine(t)
 	fingerprint(t) // the limit is not for making the image

@@ -272,7 +272,7 @@ func (v *vm) next(ctx context.Context, during string, limit time.Duration) (fram
 	case <-v.console.panicked:
 		return frame{}, v.hang(during, "its kernel panicked")
 	case <-t.C:
-		return frame{}, v.hang(during, fmt.Sprintf("no answer for %v", limit.Round(time.Second)))
+		return frame{}, &HangError{During: during, Why: fmt.Sprintf("no answer for %v", limit.Round(time.Second)), Console: v.console.tail(), Mute: true}
 	case <-ctx.Done():
 		return frame{}, v.hang(during, context.Cause(ctx).Error())
 	}

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"time"
 )
 
 // The channel's name, and what else both sides must call the same.
@@ -41,6 +42,7 @@ type Kind byte
 const (
 	KindHello     Kind = 'H' // a Hello: the machine has booted
 	KindOutput    Kind = 'O' // bytes that the step printed
+	KindBeat      Kind = 'B' // nothing: the step goes on, and the machine lives
 	KindDone      Kind = 'D' // a Done: the step has ended
 	KindFiles     Kind = 'F' // a piece of the tar of Out
 	KindCollected Kind = 'C' // the tar is whole; an error as text, or nothing
@@ -48,6 +50,9 @@ const (
 	KindCollect   Kind = 'G' // send Out
 	KindReboot    Kind = 'R' // boot again, in good order
 )
+
+// BeatEvery is how often a machine that runs a step says that it lives.
+const BeatEvery = 5 * time.Second
 
 // maxFrame bounds a frame's bytes.
 const maxFrame = 1 << 20

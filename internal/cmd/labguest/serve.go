@@ -133,7 +133,16 @@ func answer(ctx context.Context, p *port, k labwire.Kind, body []byte) error {
 		if err := json.Unmarshal(body, &s); err != nil {
 			return err
 		}
-		return p.sendJSON(labwire.KindDone, run(ctx, p, s))
+		beating, stop := context.WithCancel(ctx)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			beat(beating, p)
+		}()
+		d := run(ctx, p, s)
+		stop()
+		<-done
+		return p.sendJSON(labwire.KindDone, d)
 	case labwire.KindCollect:
 		problem := ""
 		if err := collect(ctx, p); err != nil {
@@ -148,6 +157,22 @@ func answer(ctx context.Context, p *port, k labwire.Kind, body []byte) error {
 	}
 	// The host is of the same build: this is a bug.
 	return fmt.Errorf("the host says %q, which means nothing", byte(k))
+}
+
+// beat says now and then that the machine lives.
+func beat(ctx context.Context, p *port) {
+	tick := time.NewTicker(labwire.BeatEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if p.send(labwire.KindBeat, nil) != nil {
+				return // the step's end will say it
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // collect sends the journal and what the steps left.
