@@ -99,12 +99,16 @@ func run(m *testing.M) int {
 // "small".
 func (w *world) start(t *testing.T) {
 	t.Helper()
-	testneed.QEMU(t)
-	testneed.Tool(t, "mmdebstrap")
-	busybox := testneed.Tool(t, "busybox")
+	setUp := func() error { return w.useInstalled(t) }
+	if !installed() {
+		testneed.QEMU(t)
+		testneed.Tool(t, "mmdebstrap")
+		busybox := testneed.Tool(t, "busybox")
+		setUp = func() error { return w.setUp(t, busybox) }
+	}
 	w.ready.Do(func() {
 		w.err = errors.New("the test that did it has failed") // if setUp ends its goroutine
-		w.err = w.setUp(t, busybox)
+		w.err = setUp()
 	})
 	if w.err != nil {
 		t.Fatalf("setting up: %v", w.err)
@@ -178,7 +182,7 @@ func (w *world) end() error {
 	var errs []error
 	if _, err := os.Stat(w.root); err == nil && w.env != nil {
 		errs = append(errs, w.endVMs())
-		if l, err := w.find(); err == nil {
+		if l, err := w.find(); err == nil && !installed() {
 			errs = append(errs, os.RemoveAll(l.Runtime)) // it may be outside the root
 		}
 	}
@@ -202,6 +206,9 @@ func (w *world) endVMs() error {
 	out, err := run("vm", "list", "-q")
 	if names := strings.Fields(out); err == nil && len(names) > 0 {
 		_, err = run(append([]string{"vm", "delete"}, names...)...)
+	}
+	if installed() {
+		return errors.Join(err, w.left())
 	}
 	_, stop := run("daemon", "stop")
 	return errors.Join(err, stop, w.left())

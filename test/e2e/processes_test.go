@@ -85,6 +85,9 @@ func (w *world) find() (paths.Layout, error) {
 	if w.as != nil {
 		uid = int(w.as.Uid)
 	}
+	if installed() {
+		return paths.System(w.getenv, uid, w.getenv("HOME"))
+	}
 	return paths.FromEnv(w.getenv, uid, w.getenv("HOME"))
 }
 
