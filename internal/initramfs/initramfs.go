@@ -21,7 +21,7 @@ var (
 	serialModules = []string{"virtio_console"}
 	vsockModules  = []string{"vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"}
 	diskModules   = []string{"virtio_blk", "overlay"}
-	netModules    = []string{"failover", "net_failover", "virtio_net"}
+	netModules    = []string{"failover", "net_failover", "dim", "virtio_net"} // dim: since Linux 6.10
 )
 
 // ChannelModules are what the agent's channel needs: a vsock, or else a port of

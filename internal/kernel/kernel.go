@@ -293,6 +293,7 @@ var lateModules = map[string]string{
 	"vmw_vsock_virtio_transport":        "kernel/net/vmw_vsock",
 	"failover":                          "kernel/net/core",
 	"net_failover":                      "kernel/drivers/net",
+	"dim":                               "kernel/lib/dim",
 	"virtio_net":                        "kernel/drivers/net",
 }
 
