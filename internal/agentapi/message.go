@@ -125,10 +125,14 @@ type Identity struct {
 // Net is how a guest uses its one network device. Its own address is a /32, and
 // the gateway is on the link: so neighbours are reached through the host, which
 // refuses at once.
+// It is in place before the image's init runs, without IPv6, and nothing in the
+// image shall ask for another; an identity that is sent again changes nothing.
 type Net struct {
 	Addr    netip.Addr `json:"addr"`
 	Gateway netip.Addr `json:"gateway"`
-	// DNS are the resolvers of /etc/resolv.conf; none if the guest is kept in.
+	// DNS are the resolvers of /etc/resolv.conf, which each start of the VM
+	// writes. None if the guest is kept in: then nothing can be looked up, which
+	// is to be seen at once.
 	DNS []netip.Addr `json:"dns,omitempty"`
 }
 

@@ -23,8 +23,13 @@ func identity() *agentapi.Identity {
 // identified has the guest take its identity, and returns its events.
 func (v *vm) identified() <-chan agentapi.Event {
 	v.t.Helper()
+	return v.identifiedAs(identity())
+}
+
+func (v *vm) identifiedAs(id *agentapi.Identity) <-chan agentapi.Event {
+	v.t.Helper()
 	events := v.events()
-	st, _, _ := v.call(agentapi.Request{Op: agentapi.OpIdentify, Identity: identity()})
+	st, _, _ := v.call(agentapi.Request{Op: agentapi.OpIdentify, Identity: id})
 	_ = st.Close()
 	v.await(events, agentapi.EventAgent)
 	return events

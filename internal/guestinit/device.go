@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -54,6 +55,19 @@ func grow(dev, dir string) error {
 		return fmt.Errorf("growing the VM disk to %d blocks of %d bytes: %w", want, block, errno)
 	}
 	return nil
+}
+
+// virtioNet is the number of network devices (virtio 1.2, section 5), as the
+// kernel writes it.
+const virtioNet = "0x0001\n"
+
+// hasNetwork says whether one of the virtio devices in dir is for networks.
+func hasNetwork(dir string) bool {
+	devices, _ := os.ReadDir(dir) // none if there is no such directory
+	return slices.ContainsFunc(devices, func(d os.DirEntry) bool {
+		b, err := os.ReadFile(dir + "/" + d.Name() + "/device")
+		return err == nil && string(b) == virtioNet
+	})
 }
 
 // loopbackUp makes 127.0.0.1 work where no init does.

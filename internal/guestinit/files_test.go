@@ -168,3 +168,24 @@ func TestInitKind(t *testing.T) {
 		_ = f.Close()
 	}
 }
+
+func TestHasNetwork(t *testing.T) {
+	dir := t.TempDir()
+	if hasNetwork(dir + "/missing") {
+		t.Error("a network device without a bus")
+	}
+	for _, d := range []struct {
+		name, device string
+		want         bool
+	}{{"virtio0", "0x0003\n", false}, {"virtio1", "0x0010\n", false}, {"virtio2", "0x0001\n", true}, {"virtio3", "0x0002\n", true}} {
+		if err := os.MkdirAll(filepath.Join(dir, d.name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, d.name, "device"), []byte(d.device), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got := hasNetwork(dir); got != d.want {
+			t.Errorf("with %s: %v, want %v", d.name, got, d.want)
+		}
+	}
+}

@@ -64,6 +64,9 @@ func blockDevices(cmdline string) (map[string]string, error) {
 // must lie directly on the disk bound into it.
 func (b *boot) root() error {
 	b.load(initramfs.DiskModules())
+	if hasNetwork("/sys/bus/virtio/devices") {
+		b.load(initramfs.NetModules())
+	}
 	dev, err := blockDevices(b.cmdline)
 	if err != nil {
 		return fmt.Errorf("looking for disks: %w", err)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -104,12 +105,14 @@ type vm struct {
 	dir     string
 	base    string
 	disk    string
+	modules string // disk with the kernel's modules, if there is one
 	cmd     *exec.Cmd
 	exited  chan struct{}
 	started time.Time
 	session *mux.Session
 	conn    net.Conn
 	channel string // of the agent; QEMU listens there all its life
+	network bool   // a device, at whose other end QEMU plays a host that lets nothing out
 }
 
 // start starts QEMU with sockets that exist, and are connected, before it does.
@@ -123,6 +126,9 @@ func start(t testing.TB, v *vm, cpus int, memory int64) {
 			{File: vmm.File{Name: v.base}, Serial: vmm.SerialBase, ReadOnly: true},
 			{File: vmm.File{Name: v.disk}, Serial: vmm.SerialVM},
 		}}
+	if v.modules != "" {
+		cfg.Disks = append(cfg.Disks, vmm.Disk{File: vmm.File{Name: v.modules}, Serial: vmm.SerialModules, ReadOnly: true})
+	}
 	khz, err := qemu.TSC(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -153,6 +159,9 @@ func start(t testing.TB, v *vm, cpus int, memory int64) {
 	argv, err := qemu.Driver{}.Argv(cfg)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if v.network {
+		argv = append(argv, "-netdev", "user,id=net,restrict=on", "-device", "virtio-net-device,netdev=net,mac=02:fc:00:01:02:03")
 	}
 	v.channel = filepath.Join(v.dir, "agent")
 	v.cmd = exec.CommandContext(ctx, argv[0], argv[1:]...)
@@ -267,6 +276,22 @@ func (v *vm) wants(line, want string) {
 	v.t.Helper()
 	if got, code := v.run("/bin/sh", "-c", line); strings.TrimSpace(got) != want || code != 0 {
 		v.t.Errorf("%s: printed %q, exit code %d; want %q, 0", line, strings.TrimSpace(got), code, want)
+	}
+}
+
+// put unpacks a tar in the guest.
+func (v *vm) put(dir string, tar []byte) {
+	v.t.Helper()
+	st, c, _ := v.call(agentapi.Request{Op: agentapi.OpPut, Put: &agentapi.Put{Dir: dir}})
+	defer func() { _ = st.Close() }()
+	for b := range slices.Chunk(tar, agentapi.Chunk) {
+		if err := c.Write(agentapi.KindData, b); err != nil {
+			v.t.Fatal(err)
+		}
+	}
+	_ = c.Write(agentapi.KindData, nil)
+	if kind, b, err := c.Read(); err != nil || kind != agentapi.KindDone {
+		v.t.Fatalf("putting a tar: %q %s, %v", kind, b, err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -97,7 +98,11 @@ func (e etc) names(id *agentapi.Identity) error {
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
-		lines := withHost(hosts, strings.TrimSpace(string(former)), id.Hostname)
+		var addr netip.Addr
+		if id.Net != nil {
+			addr = id.Net.Addr
+		}
+		lines := withHost(hosts, strings.TrimSpace(string(former)), id.Hostname, addr)
 		errs = append(errs, e.write("/etc/hostname", 0o644, []byte(id.Hostname+"\n")))
 		if !bytes.Equal(lines, hosts) {
 			errs = append(errs, e.write("/etc/hosts", 0o644, lines))
@@ -109,15 +114,20 @@ func (e etc) names(id *agentapi.Identity) error {
 	return errors.Join(errs...)
 }
 
+// ours ends a line of /etc/hosts that is to go when the VM's address does.
+const ours = "# banger"
+
 // withHost is hosts with a line for name, in place of the one for the former
-// name. 127.0.1.1 is where Debian puts a host without a lasting address.
-func withHost(hosts []byte, former, name string) []byte {
+// name. Its address is the VM's, so that what listens where its host's name is
+// can be reached from outside; without one 127.0.1.1, where Debian puts a host
+// without a lasting address.
+func withHost(hosts []byte, former, name string, addr netip.Addr) []byte {
 	var out []byte
 	local := false
 	for line := range strings.Lines(string(hosts)) {
-		before, _, _ := strings.Cut(line, "#")
+		before, comment, _ := strings.Cut(line, "#")
 		f := strings.Fields(before)
-		if len(f) == 2 && f[0] == "127.0.1.1" && (f[1] == former || f[1] == name) {
+		if len(f) == 2 && (f[1] == former || f[1] == name) && (f[0] == "127.0.1.1" || "#"+strings.TrimRight(comment, "\n") == ours) {
 			continue
 		}
 		local = local || len(f) > 1 && slices.Contains(f[1:], "localhost")
@@ -128,6 +138,9 @@ func withHost(hosts []byte, former, name string) []byte {
 	}
 	if !local {
 		out = append(out, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"...)
+	}
+	if addr.IsValid() {
+		return fmt.Appendf(out, "%v\t%s %s\n", addr, name, ours)
 	}
 	return append(out, "127.0.1.1\t"+name+"\n"...)
 }
@@ -147,12 +160,12 @@ func (e etc) hostKey(id *agentapi.Identity) error {
 	if _, err := os.Stat(e.path("/etc/ssh")); err != nil {
 		return errors.Join(errs...) // no ssh in the image
 	}
-	const ours = "/etc/ssh/ssh_host_ed25519_key"
-	errs = append(errs, e.write(ours, 0o600, []byte(id.HostKey)), e.write(ours+".pub", 0o644, line(id.HostKeyPub)))
+	const mine = "/etc/ssh/ssh_host_ed25519_key"
+	errs = append(errs, e.write(mine, 0o600, []byte(id.HostKey)), e.write(mine+".pub", 0o644, line(id.HostKeyPub)))
 	others, err := filepath.Glob(e.path("/etc/ssh/ssh_host_*"))
 	errs = append(errs, err)
 	for _, p := range others {
-		if !strings.HasPrefix(p, e.path(ours)) {
+		if !strings.HasPrefix(p, e.path(mine)) {
 			errs = append(errs, os.Remove(p))
 		}
 	}

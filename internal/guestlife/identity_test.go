@@ -1,6 +1,7 @@
 package guestlife
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,15 +14,20 @@ import (
 
 func TestWithHost(t *testing.T) {
 	const local = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-	for name, tt := range map[string]struct{ hosts, former, want string }{
-		"an empty file":          {"", "", local + "127.0.1.1\tbox\n"},
-		"Debian's file":          {"127.0.0.1 localhost\n127.0.1.1 deb\n::1 localhost\n", "deb", "127.0.0.1 localhost\n::1 localhost\n127.0.1.1\tbox\n"},
-		"our own line":           {local + "127.0.1.1\tbox\n", "box", local + "127.0.1.1\tbox\n"},
-		"somebody's other line":  {"127.0.0.1 localhost\n127.0.1.1 db.local db\n", "old", "127.0.0.1 localhost\n127.0.1.1 db.local db\n127.0.1.1\tbox\n"},
-		"no newline at the end":  {"127.0.0.1 localhost", "", "127.0.0.1 localhost\n127.0.1.1\tbox\n"},
-		"a comment of localhost": {"#x localhost\n", "", "#x localhost\n" + local + "127.0.1.1\tbox\n"},
+	for name, tt := range map[string]struct{ hosts, former, addr, want string }{
+		"an empty file":          {"", "", "", local + "127.0.1.1\tbox\n"},
+		"Debian's file":          {"127.0.0.1 localhost\n127.0.1.1 deb\n::1 localhost\n", "deb", "", "127.0.0.1 localhost\n::1 localhost\n127.0.1.1\tbox\n"},
+		"our own line":           {local + "127.0.1.1\tbox\n", "box", "", local + "127.0.1.1\tbox\n"},
+		"somebody's other line":  {"127.0.0.1 localhost\n127.0.1.1 db.local db\n", "old", "", "127.0.0.1 localhost\n127.0.1.1 db.local db\n127.0.1.1\tbox\n"},
+		"no newline at the end":  {"127.0.0.1 localhost", "", "", "127.0.0.1 localhost\n127.0.1.1\tbox\n"},
+		"an address":             {local + "127.0.1.1\tbox\n", "box", "172.16.0.9", local + "172.16.0.9\tbox # banger\n"},
+		"another address":        {local + "172.16.0.9\told # banger\n", "old", "172.16.0.8", local + "172.16.0.8\tbox # banger\n"},
+		"an address no more":     {local + "172.16.0.9\tbox # banger\n", "box", "", local + "127.0.1.1\tbox\n"},
+		"somebody's address":     {local + "172.16.0.9\tbox\n", "box", "", local + "172.16.0.9\tbox\n127.0.1.1\tbox\n"},
+		"a comment of localhost": {"#x localhost\n", "", "", "#x localhost\n" + local + "127.0.1.1\tbox\n"},
 	} {
-		if diff := cmp.Diff(tt.want, string(withHost([]byte(tt.hosts), tt.former, "box"))); diff != "" {
+		addr, _ := netip.ParseAddr(tt.addr) // none of ""
+		if diff := cmp.Diff(tt.want, string(withHost([]byte(tt.hosts), tt.former, "box", addr))); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}

@@ -235,7 +235,8 @@ func (l *life) hello() agentapi.Hello {
 	return h
 }
 
-// identity makes the guest this VM, once; later it only sets clock and seed.
+// identity makes the guest this VM, once; later it only sets clock and seed, so
+// that a new companion does not tear what the guest has open.
 func (l *life) identity(conn *agentapi.Conn, id *agentapi.Identity) error {
 	if id == nil {
 		return fmt.Errorf("identify without an identity: %w", agentapi.ErrFrame)
@@ -244,7 +245,7 @@ func (l *life) identity(conn *agentapi.Conn, id *agentapi.Identity) error {
 	first := !l.known
 	errs := []error{addSeed(id.Seed), setClock(id.UnixNano)}
 	if first {
-		errs = append(errs, etc{}.install(id))
+		errs = append(errs, etc{}.install(id), l.network(id.Net))
 		if l.OwnSSH != nil && !l.OwnSSH() {
 			errs = append(errs, etc{}.sshd())
 		}
