@@ -149,6 +149,17 @@ func (p *Process) Signal(sig unix.Signal) error {
 	return nil
 }
 
+// Ended reports whether the process has ended, without waiting.
+func (p *Process) Ended() bool {
+	c, err := p.file.SyscallConn()
+	if err != nil {
+		return false
+	}
+	over := false
+	_ = c.Control(func(fd uintptr) { over = readable(fd) }) // a closed one tells nothing
+	return over
+}
+
 // Done is closed when the process has ended. After [Process.Close] it stays as
 // it was.
 func (p *Process) Done() <-chan struct{} {
@@ -169,11 +180,14 @@ func (p *Process) await() bool {
 	if err != nil {
 		return false
 	}
-	return c.Read(func(fd uintptr) bool {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, 0)
-		return err == nil && n > 0 && fds[0].Revents&unix.POLLIN != 0
-	}) == nil
+	return c.Read(readable) == nil
+}
+
+// readable is what a pidfd is when its process has ended.
+func readable(fd uintptr) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n > 0 && fds[0].Revents&unix.POLLIN != 0
 }
 
 // Wait returns nil when the process has ended, or ctx's error.

@@ -38,6 +38,15 @@ func uidOf(id string) (int, error) {
 	return firstUID + int(n%uids), nil
 }
 
+// uidsOf are the uids that we give to the processes of a VM, if we are root.
+func uidsOf(id string) []int {
+	uid, err := uidOf(id)
+	if err != nil || os.Geteuid() != 0 {
+		return nil
+	}
+	return []int{uid, nobody}
+}
+
 // credentials chooses the VMM's uid and gid, if we are root. Where uids are
 // mapped and the range is not, as in a container, it is nobody.
 func credentials(c *companionapi.Config, euid int) error {

@@ -10,19 +10,17 @@ package userhost
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
-	"regexp"
 	"sync"
 
 	"banger/internal/api"
 	"banger/internal/companionapi"
 	"banger/internal/crash"
 	"banger/internal/host"
+	"banger/internal/keeper"
 	"banger/internal/kvm"
-	"banger/internal/unixsock"
+	"banger/internal/procid"
 	"banger/internal/vmm"
 	"banger/internal/vmm/firecracker"
 	"banger/internal/vmm/qemu"
@@ -46,15 +44,16 @@ type Config struct {
 }
 
 // MaxRunDir is the longest RunDir: the sockets' paths below it must fit.
-const MaxRunDir = unixsock.MaxPath - len("/0123456789ab/") - len(companionapi.SocketName)
+const MaxRunDir = keeper.MaxRunDir
 
 // A Host implements host.Host.
 type Host struct {
 	cfg Config
 	log *slog.Logger
 
+	*keeper.Keeper
+
 	mu      sync.Mutex
-	runs    map[string]*run // by id
 	verdict *kvm.Verdict
 	found   *firecrackers
 	tscKHz  int64
@@ -62,29 +61,13 @@ type Host struct {
 
 // New checks the config and makes RunDir.
 func New(c Config) (*Host, error) {
-	if len(c.RunDir) > MaxRunDir {
-		return nil, &api.Error{Code: api.Invalid,
-			Msg:  fmt.Sprintf("using %s for sockets: the path has %d bytes, at most %d fit", c.RunDir, len(c.RunDir), MaxRunDir),
-			Hint: "set XDG_RUNTIME_DIR to a directory with a short path"}
-	}
-	if err := unixsock.Dir(c.RunDir); err != nil {
-		return nil, err
-	}
-	h := &Host{cfg: c, log: c.Log, runs: map[string]*run{}}
+	h := &Host{cfg: c, log: c.Log}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
-	return h, nil
-}
-
-var idPattern = regexp.MustCompile(`^[0-9a-f]{12}$`)
-
-// dir is the runtime directory of id, or an error if id is none.
-func (h *Host) dir(id string) (string, error) {
-	if !idPattern.MatchString(id) {
-		return "", &api.Error{Code: api.Invalid, Msg: fmt.Sprintf("%q is not a VM's id", id)}
-	}
-	return filepath.Join(h.cfg.RunDir, id), nil
+	var err error
+	h.Keeper, err = keeper.New(keeper.Config{RunDir: c.RunDir, CompanionPath: c.CompanionPath, VMMs: processes{}, UIDs: uidsOf, Env: c.Env, Log: h.log})
+	return h, err
 }
 
 // tsc measures the host's time stamp counter, once.
@@ -103,7 +86,7 @@ func (h *Host) tsc(ctx context.Context) (int64, error) {
 
 // Launch implements host.Host.
 func (h *Host) Launch(ctx context.Context, s host.Spec) (_ host.Run, err error) {
-	dir, err := h.dir(s.ID)
+	dir, err := h.Dir(s.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -121,11 +104,8 @@ func (h *Host) Launch(ctx context.Context, s host.Spec) (_ host.Run, err error) 
 			}
 		}
 	}()
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		if errors.Is(err, os.ErrExist) {
-			return nil, &api.Error{Code: api.Conflict, Msg: "starting the VMM: there is something of this VM already in " + dir}
-		}
-		return nil, fmt.Errorf("making runtime directory: %w", err)
+	if err := h.Make(s.ID); err != nil {
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -133,12 +113,12 @@ func (h *Host) Launch(ctx context.Context, s host.Spec) (_ host.Run, err error) 
 		}
 	}()
 	crash.Point("launch.dir-made")
-	started, err := h.start(ctx, cfg, files)
+	started, err := h.Start(ctx, cfg, files)
 	if err != nil {
 		return nil, err
 	}
 	crash.Point("launch.started")
-	return h.hold(ctx, dir, started.Record)
+	return h.Hold(ctx, started.Record)
 }
 
 // config says to the companion what the spec says to us.
@@ -198,16 +178,23 @@ var errNoNetwork = &api.Error{Code: api.Unsupported, Msg: "user mode gives VMs n
 // SetNAT implements host.Host.
 func (h *Host) SetNAT(context.Context, string, bool) error { return errNoNetwork }
 
-// Close lets go of all VMs, which run on.
-func (h *Host) Close() error {
-	h.mu.Lock()
-	runs := h.runs
-	h.runs = map[string]*run{}
-	h.mu.Unlock()
-	var errs []error
-	for _, r := range runs {
-		r.leave()
-		errs = append(errs, r.process.Close())
-	}
-	return errors.Join(errs...)
+// processes are VMMs that are ours: found again by their pid, ended by a signal,
+// and reached through the files in the VM's directory.
+type processes struct{}
+
+// Open implements keeper.VMMs.
+func (processes) Open(_ context.Context, r host.Record) (*procid.Process, error) {
+	return procid.Open(r.VMM)
 }
+
+// Ends are none: the channels are found by name.
+func (processes) Ends(context.Context, host.Record) ([]*os.File, error) { return nil, nil }
+
+// End implements keeper.VMMs. One that is on no record is found in /proc.
+func (processes) End(ctx context.Context, r host.Record) error { return keeper.Kill(ctx, r.VMM) }
+
+// Why is not known: only a process's parent is told how it ended.
+func (processes) Why(context.Context, host.Record) string { return "" }
+
+// Census has nothing to add.
+func (processes) Census(context.Context) (map[string]int, error) { return nil, nil }

@@ -1,4 +1,4 @@
-package userhost
+package keeper
 
 import (
 	"bytes"
@@ -29,7 +29,7 @@ type found struct {
 // Their environment tells: it is there before their first instruction, and a
 // record may be lost. Processes of other users are not ours, whatever is in
 // their environment: root can read it, and they could have it killed or counted.
-func (h *Host) processes() ([]found, error) {
+func (k *Keeper) processes() ([]found, error) {
 	names, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("looking for processes: %w", err)
@@ -47,10 +47,10 @@ func (h *Host) processes() ([]found, error) {
 		}
 		for v := range bytes.SplitSeq(env, []byte{0}) {
 			dir, ok := bytes.CutPrefix(v, mark)
-			if !ok || filepath.Dir(string(dir)) != h.cfg.RunDir {
+			if !ok || filepath.Dir(string(dir)) != k.cfg.RunDir {
 				continue
 			}
-			if id, err := procid.Of(pid); err == nil && h.owns(pid, filepath.Base(string(dir))) {
+			if id, err := procid.Of(pid); err == nil && k.owns(pid, filepath.Base(string(dir))) {
 				out = append(out, found{dir: string(dir), id: id, companion: isCompanion(pid, filepath.Base(string(dir)))})
 			}
 			break
@@ -99,10 +99,10 @@ func betweenPrograms(proc string) bool {
 // owns reports whether a process has only uids that we give to the processes of
 // a VM. That of its file in /proc would not do: a program that is set-user-id
 // gets its environment from whoever starts it.
-func (h *Host) owns(pid int, id string) bool {
+func (k *Keeper) owns(pid int, id string) bool {
 	ours := []int{os.Geteuid()}
-	if uid, err := uidOf(id); err == nil && os.Geteuid() == 0 {
-		ours = append(ours, uid, nobody)
+	if k.cfg.UIDs != nil {
+		ours = append(ours, k.cfg.UIDs(id)...)
 	}
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
 	_, rest, ok := strings.Cut(string(b), "\nUid:")
@@ -122,21 +122,22 @@ func isCompanion(pid int, id string) bool {
 	return err == nil && len(args) == 2 && args[1] == "banger-"+id
 }
 
-// Release implements host.Host. The companion goes first, so that it cannot
-// start a VMM behind our back.
-func (h *Host) Release(ctx context.Context, id string) error {
-	dir, err := h.dir(id)
+// Release ends whatever there is of id, and removes its directory: see
+// host.Host. The companion goes first, so that it cannot start a VMM behind our
+// back.
+func (k *Keeper) Release(ctx context.Context, id string) error {
+	dir, err := k.Dir(id)
 	if err != nil {
 		return err
 	}
-	h.mu.Lock()
-	r := h.runs[id]
-	delete(h.runs, id)
-	h.mu.Unlock()
+	k.mu.Lock()
+	r := k.runs[id]
+	delete(k.runs, id)
+	k.mu.Unlock()
 	if r != nil { // or it would replace the companion
 		r.let()
 	}
-	if err := h.killAll(ctx, dir); err != nil {
+	if err := k.killAll(ctx, id, dir); err != nil {
 		return err
 	}
 	crash.Point("release.killed")
@@ -160,16 +161,18 @@ func ended(r *run) bool {
 
 // killAll ends what the record names, and then whatever else /proc shows, until
 // it shows nothing.
-func (h *Host) killAll(ctx context.Context, dir string) error {
+func (k *Keeper) killAll(ctx context.Context, id, dir string) error {
 	var rec host.Record
-	if err := companionapi.Load(dir, companionapi.RecordName, &rec); err == nil {
-		if err := errors.Join(kill(ctx, rec.Companion), kill(ctx, rec.VMM)); err != nil {
-			return err
-		}
+	if err := companionapi.Load(dir, companionapi.RecordName, &rec); err != nil {
+		rec = host.Record{}
+	}
+	rec.ID = id
+	if err := errors.Join(Kill(ctx, rec.Companion), k.cfg.VMMs.End(ctx, rec)); err != nil {
+		return err
 	}
 	const rounds = 10 // a process can start one more before it dies, not endlessly
 	for range rounds {
-		all, err := h.processes()
+		all, err := k.processes()
 		if err != nil {
 			return err
 		}
@@ -179,7 +182,7 @@ func (h *Host) killAll(ctx context.Context, dir string) error {
 		}
 		slices.SortStableFunc(all, func(a, b found) int { return order(b) - order(a) })
 		for _, f := range all {
-			if err := kill(ctx, f.id); err != nil {
+			if err := Kill(ctx, f.id); err != nil {
 				return err
 			}
 		}
@@ -188,11 +191,11 @@ func (h *Host) killAll(ctx context.Context, dir string) error {
 }
 
 // killCompanions ends the companions of a VM, recorded or not.
-func (h *Host) killCompanions(ctx context.Context, dir string) error {
-	all, err := h.processes()
+func (k *Keeper) killCompanions(ctx context.Context, dir string) error {
+	all, err := k.processes()
 	for _, f := range all {
 		if f.dir == dir && f.companion {
-			err = errors.Join(err, kill(ctx, f.id))
+			err = errors.Join(err, Kill(ctx, f.id))
 		}
 	}
 	return err
@@ -205,19 +208,19 @@ func order(f found) int {
 	return 0
 }
 
-// Census implements host.Host.
-func (h *Host) Census(ctx context.Context) ([]host.Held, error) {
+// Census lists all VMs of which there is anything: see host.Host.
+func (k *Keeper) Census(ctx context.Context) ([]host.Held, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	entries, err := os.ReadDir(h.cfg.RunDir)
+	entries, err := os.ReadDir(k.cfg.RunDir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("looking for VMs: %w", err)
 	}
 	held := map[string]*host.Held{}
 	at := func(id string) *host.Held {
 		if held[id] == nil {
-			held[id] = &host.Held{ID: id, Dir: filepath.Join(h.cfg.RunDir, id)}
+			held[id] = &host.Held{ID: id, Dir: filepath.Join(k.cfg.RunDir, id)}
 		}
 		return held[id]
 	}
@@ -226,9 +229,16 @@ func (h *Host) Census(ctx context.Context) ([]host.Held, error) {
 			at(e.Name())
 		}
 	}
-	all, err := h.processes()
+	all, err := k.processes()
 	if err != nil {
 		return nil, err
+	}
+	others, err := k.cfg.VMMs.Census(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for id, pid := range others {
+		at(id).VMM = pid
 	}
 	for _, f := range all {
 		if v := at(filepath.Base(f.dir)); f.companion {

@@ -1,4 +1,4 @@
-package userhost
+package keeper
 
 import (
 	"bufio"
@@ -22,10 +22,11 @@ import (
 // others that are nobody's business.
 var inherited = [...]string{"PATH", "TMPDIR", "LANG", "GOCOVERDIR", crash.Env}
 
-// start starts a companion and returns when it holds a running VMM. On an error
+// Start starts a companion, with files as its descriptors from
+// companionapi.FilesFD on, and returns when it holds a running VMM. On an error
 // the companion has ended or ends by itself: its pipes are closed. It does not
 // end with ctx once it has started well.
-func (h *Host) start(ctx context.Context, c companionapi.Config, files []*os.File) (companionapi.Started, error) {
+func (k *Keeper) Start(ctx context.Context, c companionapi.Config, files []*os.File) (companionapi.Started, error) {
 	var none companionapi.Started
 	configR, configW, err := os.Pipe()
 	if err != nil {
@@ -38,7 +39,7 @@ func (h *Host) start(ctx context.Context, c companionapi.Config, files []*os.Fil
 		return none, fmt.Errorf("starting companion: %w", err)
 	}
 	defer startedR.Close()
-	err = h.exec(ctx, c, append([]*os.File{configR, startedW}, files...))
+	err = k.exec(ctx, c, append([]*os.File{configR, startedW}, files...))
 	configR.Close()
 	startedW.Close()
 	if err != nil {
@@ -53,13 +54,13 @@ func (h *Host) start(ctx context.Context, c companionapi.Config, files []*os.Fil
 	})
 	defer stop()
 	if err := json.NewEncoder(configW).Encode(c); err != nil {
-		return none, h.lost(ctx, c.Dir, err)
+		return none, k.lost(ctx, c.Dir, err)
 	}
 	configW.Close()
 	crash.Point("launch.config-sent")
 	line, err := bufio.NewReader(io.LimitReader(startedR, companionapi.MaxLine)).ReadBytes('\n')
 	if err != nil {
-		return none, h.lost(ctx, c.Dir, err)
+		return none, k.lost(ctx, c.Dir, err)
 	}
 	var s companionapi.Started
 	if err := json.Unmarshal(line, &s); err != nil {
@@ -73,15 +74,15 @@ func (h *Host) start(ctx context.Context, c companionapi.Config, files []*os.Fil
 
 // exec starts the process, in a session of its own, with fds as its descriptors
 // from 3 on, and reaps it whenever it ends.
-func (h *Host) exec(ctx context.Context, c companionapi.Config, fds []*os.File) error {
+func (k *Keeper) exec(ctx context.Context, c companionapi.Config, fds []*os.File) error {
 	log, err := os.OpenFile(filepath.Join(c.Dir, companionapi.LogName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("starting companion: %w", err)
 	}
 	defer log.Close()
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), h.cfg.CompanionPath, "banger-"+c.ID)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), k.cfg.CompanionPath, "banger-"+c.ID)
 	cmd.Dir, cmd.Stderr, cmd.ExtraFiles = "/", log, fds
-	cmd.Env = append([]string{companionapi.DirEnv + "=" + c.Dir}, h.cfg.Env...)
+	cmd.Env = append([]string{companionapi.DirEnv + "=" + c.Dir}, k.cfg.Env...)
 	for _, name := range inherited {
 		if v, ok := os.LookupEnv(name); ok {
 			cmd.Env = append(cmd.Env, name+"="+v)
@@ -90,7 +91,7 @@ func (h *Host) exec(ctx context.Context, c companionapi.Config, fds []*os.File) 
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		if errors.Is(err, os.ErrNotExist) {
-			return &api.Error{Code: api.Missing, Msg: "starting companion: " + h.cfg.CompanionPath + " is not there",
+			return &api.Error{Code: api.Missing, Msg: "starting companion: " + k.cfg.CompanionPath + " is not there",
 				Hint: "build all binaries into one directory: make build"}
 		}
 		return fmt.Errorf("starting companion: %w", err)
@@ -101,7 +102,7 @@ func (h *Host) exec(ctx context.Context, c companionapi.Config, fds []*os.File) 
 
 // lost is the error of a companion that ended before it answered, or of a ctx
 // that ended first.
-func (h *Host) lost(ctx context.Context, dir string, err error) error {
+func (k *Keeper) lost(ctx context.Context, dir string, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}

@@ -1,4 +1,4 @@
-package userhost
+package keeper
 
 import (
 	"context"
@@ -26,7 +26,7 @@ const (
 
 // run is a VMM that we watch. It sees to it that there is a companion.
 type run struct {
-	h       *Host
+	k       *Keeper
 	dir     string
 	process *procid.Process
 	done    chan struct{}
@@ -54,12 +54,17 @@ func (r *run) Exit() host.Exit {
 	return r.exit
 }
 
-// hold begins to watch a VMM. If it has ended already, the run is done.
-func (h *Host) hold(ctx context.Context, dir string, rec host.Record) (host.Run, error) {
-	r := &run{h: h, dir: dir, record: rec, done: make(chan struct{}), watched: make(chan struct{})}
-	p, err := procid.Open(rec.VMM)
+// Hold begins to watch a VMM that has a companion. If it has ended already, the
+// run is done.
+func (k *Keeper) Hold(ctx context.Context, rec host.Record) (host.Run, error) {
+	dir, err := k.Dir(rec.ID)
+	if err != nil {
+		return nil, err
+	}
+	r := &run{k: k, dir: dir, record: rec, done: make(chan struct{}), watched: make(chan struct{})}
+	p, err := k.cfg.VMMs.Open(ctx, rec)
 	if errors.Is(err, procid.ErrDead) {
-		r.exit = h.exitOf(ctx, dir, rec)
+		r.exit = k.exitOf(ctx, dir, rec)
 		close(r.done)
 		close(r.watched)
 		return r, nil
@@ -70,10 +75,10 @@ func (h *Host) hold(ctx context.Context, dir string, rec host.Record) (host.Run,
 	r.process = p
 	watching, leave := context.WithCancel(context.WithoutCancel(ctx))
 	r.leave = leave
-	h.mu.Lock()
-	old := h.runs[rec.ID]
-	h.runs[rec.ID] = r
-	h.mu.Unlock()
+	k.mu.Lock()
+	old := k.runs[rec.ID]
+	k.runs[rec.ID] = r
+	k.mu.Unlock()
 	if old != nil {
 		old.let()
 	}
@@ -98,8 +103,8 @@ func (r *run) watch(ctx context.Context) {
 		switch {
 		case ctx.Err() != nil:
 			return
-		case !r.process.ID().Alive():
-			r.finish(r.h.exitOf(ctx, r.dir, r.Record()))
+		case r.process.Ended():
+			r.finish(r.k.exitOf(ctx, r.dir, r.Record()))
 			return
 		}
 		if time.Since(last) > soon {
@@ -110,9 +115,9 @@ func (r *run) watch(ctx context.Context) {
 			r.giveUp(ctx, err)
 			return
 		}
-		r.h.log.Warn("a companion is lost, starting another", "id", r.Record().ID, "dead", r.Record().Companion)
+		r.k.log.Warn("a companion is lost, starting another", "id", r.Record().ID, "dead", r.Record().Companion)
 		var rec host.Record
-		if rec, err = r.h.takeOver(ctx, r.dir, r.Record()); err == nil {
+		if rec, err = r.k.takeOver(ctx, r.dir, r.Record()); err == nil {
 			r.mu.Lock()
 			r.record = rec
 			r.mu.Unlock()
@@ -122,8 +127,10 @@ func (r *run) watch(ctx context.Context) {
 
 // giveUp ends a VMM whose companions keep dying: nobody could speak to it.
 func (r *run) giveUp(ctx context.Context, err error) {
-	r.h.log.Error("giving the VM up: its companions keep dying", "id", r.Record().ID, "err", err)
-	_ = r.process.Signal(syscall.SIGKILL) // dead is as good
+	r.k.log.Error("giving the VM up: its companions keep dying", "id", r.Record().ID, "err", err)
+	if err := r.k.cfg.VMMs.End(ctx, r.Record()); err != nil {
+		r.k.log.Error("ending a VMM", "id", r.Record().ID, "err", err)
+	}
 	if r.process.Wait(ctx) == nil {
 		r.finish(host.Exit{Reason: "its companions kept dying"})
 	}
@@ -152,16 +159,16 @@ func (r *run) finish(e host.Exit) {
 	r.exit = e
 	r.mu.Unlock()
 	close(r.done)
-	r.h.mu.Lock()
-	defer r.h.mu.Unlock()
-	if r.h.runs[r.record.ID] == r {
-		delete(r.h.runs, r.record.ID)
+	r.k.mu.Lock()
+	defer r.k.mu.Unlock()
+	if r.k.runs[r.record.ID] == r {
+		delete(r.k.runs, r.record.ID)
 	}
 }
 
 // exitOf says why a dead VMM ended: as its companion wrote, or what can be
 // concluded.
-func (h *Host) exitOf(ctx context.Context, dir string, rec host.Record) host.Exit {
+func (k *Keeper) exitOf(ctx context.Context, dir string, rec host.Record) host.Exit {
 	var now host.Record
 	if err := companionapi.Load(dir, companionapi.RecordName, &now); err == nil {
 		rec.Companion = now.Companion
@@ -179,11 +186,14 @@ func (h *Host) exitOf(ctx context.Context, dir string, rec host.Record) host.Exi
 	if boot, err := procid.BootID(); err == nil && rec.VMM.BootID != "" && rec.VMM.BootID != boot {
 		return host.Exit{Reason: "the host was restarted"}
 	}
+	if why := k.cfg.VMMs.Why(ctx, rec); why != "" {
+		return host.Exit{Reason: why}
+	}
 	return host.Exit{Reason: vmm.Label(rec.Driver) + " ended while nobody watched it"}
 }
 
 // takeOver starts a companion for a VMM that has none.
-func (h *Host) takeOver(ctx context.Context, dir string, rec host.Record) (host.Record, error) {
+func (k *Keeper) takeOver(ctx context.Context, dir string, rec host.Record) (host.Record, error) {
 	var c companionapi.Config
 	if err := companionapi.Load(dir, companionapi.ConfigName, &c); err != nil {
 		return rec, err
@@ -191,16 +201,21 @@ func (h *Host) takeOver(ctx context.Context, dir string, rec host.Record) (host.
 	c.Adopt = &rec
 	ctx, cancel := context.WithTimeout(ctx, takeOverLimit)
 	defer cancel()
-	s, err := h.start(ctx, c, nil)
+	ends, err := k.cfg.VMMs.Ends(ctx, rec)
+	if err != nil {
+		return rec, err
+	}
+	defer closeAll(ends)
+	s, err := k.Start(ctx, c, ends)
 	if err != nil {
 		return rec, err
 	}
 	return s.Record, nil
 }
 
-// Adopt implements host.Host.
-func (h *Host) Adopt(ctx context.Context, saved host.Record) (host.Run, error) {
-	dir, err := h.dir(saved.ID)
+// Adopt finds a VM again: see host.Host.
+func (k *Keeper) Adopt(ctx context.Context, saved host.Record) (host.Run, error) {
+	dir, err := k.Dir(saved.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -211,15 +226,20 @@ func (h *Host) Adopt(ctx context.Context, saved host.Record) (host.Run, error) {
 	if err := companionapi.Load(dir, companionapi.RecordName, &now); err == nil && now.ID == saved.ID && (now.VMM.PID != 0 || saved.VMM.PID == 0) {
 		rec = now
 	}
-	if !rec.VMM.Alive() {
-		return nil, &host.Gone{Exit: h.exitOf(ctx, dir, rec)}
+	switch p, err := k.cfg.VMMs.Open(ctx, rec); {
+	case errors.Is(err, procid.ErrDead):
+		return nil, &host.Gone{Exit: k.exitOf(ctx, dir, rec)}
+	case err != nil:
+		return nil, err
+	default:
+		_ = p.Close() // of a pidfd: cannot go wrong
 	}
-	if !h.answers(ctx, dir, rec) {
-		if rec, err = h.replace(ctx, dir, rec); err != nil {
+	if !k.answers(ctx, dir, rec) {
+		if rec, err = k.replace(ctx, dir, rec); err != nil {
 			return nil, err
 		}
 	}
-	return h.hold(ctx, dir, rec)
+	return k.Hold(ctx, rec)
 }
 
 // replace puts a companion in the place of one that is dead or hangs. One that
@@ -227,33 +247,33 @@ func (h *Host) Adopt(ctx context.Context, saved host.Record) (host.Run, error) {
 // holds the socket without being on record: it goes first. A VMM that cannot be
 // taken over is ended while it is known who it is: its directory may be gone,
 // and Release finds nothing without.
-func (h *Host) replace(ctx context.Context, dir string, rec host.Record) (host.Record, error) {
-	h.mu.Lock()
-	r := h.runs[rec.ID]
-	delete(h.runs, rec.ID)
-	h.mu.Unlock()
+func (k *Keeper) replace(ctx context.Context, dir string, rec host.Record) (host.Record, error) {
+	k.mu.Lock()
+	r := k.runs[rec.ID]
+	delete(k.runs, rec.ID)
+	k.mu.Unlock()
 	if r != nil {
 		r.let()
 	}
-	err := errors.Join(kill(ctx, rec.Companion), h.killCompanions(ctx, dir))
+	err := errors.Join(Kill(ctx, rec.Companion), k.killCompanions(ctx, dir))
 	now := rec
 	if err == nil {
-		now, err = h.takeOver(ctx, dir, rec)
+		now, err = k.takeOver(ctx, dir, rec)
 	}
 	switch {
 	case err == nil:
 		return now, nil
 	case ctx.Err() != nil:
 		return rec, context.Cause(ctx)
-	case !rec.VMM.Alive():
-		return rec, &host.Gone{Exit: h.exitOf(ctx, dir, rec)}
+	case k.dead(ctx, rec, err):
+		return rec, &host.Gone{Exit: k.exitOf(ctx, dir, rec)}
 	}
-	return rec, errors.Join(fmt.Errorf("taking over VM %s: %w", rec.ID, err), kill(ctx, rec.VMM))
+	return rec, errors.Join(fmt.Errorf("taking over VM %s: %w", rec.ID, err), k.cfg.VMMs.End(ctx, rec))
 }
 
 // answers reports whether the recorded companion is there and speaks our
 // language: one of an older version still does, or is replaced.
-func (h *Host) answers(ctx context.Context, dir string, rec host.Record) bool {
+func (k *Keeper) answers(ctx context.Context, dir string, rec host.Record) bool {
 	if !rec.Companion.Alive() {
 		return false
 	}
@@ -261,13 +281,26 @@ func (h *Host) answers(ctx context.Context, dir string, rec host.Record) bool {
 	defer cancel()
 	_, err := companionapi.New(filepath.Join(dir, companionapi.SocketName)).Status(ctx)
 	if err != nil {
-		h.log.Warn("a companion does not answer, replacing it", "id", rec.ID, "err", err)
+		k.log.Warn("a companion does not answer, replacing it", "id", rec.ID, "err", err)
 	}
 	return err == nil
 }
 
-// kill ends a process and waits for its end. One that is dead already is fine.
-func kill(ctx context.Context, id procid.ID) error {
+// dead reports whether a VMM that could not be taken over has ended.
+func (k *Keeper) dead(ctx context.Context, rec host.Record, why error) bool {
+	if errors.Is(why, procid.ErrDead) {
+		return true
+	}
+	p, err := k.cfg.VMMs.Open(ctx, rec)
+	if err == nil {
+		_ = p.Close() // of a pidfd: cannot go wrong
+	}
+	return errors.Is(err, procid.ErrDead)
+}
+
+// Kill ends a process of ours and waits for its end. One that is dead already
+// is fine.
+func Kill(ctx context.Context, id procid.ID) error {
 	p, err := procid.Open(id)
 	if errors.Is(err, procid.ErrDead) {
 		return nil
