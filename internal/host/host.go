@@ -10,11 +10,14 @@ package host
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 
 	"banger/internal/agentapi"
 	"banger/internal/procid"
+
+	"golang.org/x/sys/unix"
 )
 
 // ErrGone is returned by [Host.Adopt] when the recorded VMM no longer runs.
@@ -58,6 +61,34 @@ type Disk struct {
 	File     *os.File
 	Serial   string
 	ReadOnly bool
+}
+
+// Check refuses a disk that is not open as it is to be used: a VMM would say so in
+// its own way, or write to what must not be written.
+func (d Disk) Check() error {
+	if d.File == nil {
+		return fmt.Errorf("starting the VMM: disk %q has no file", d.Serial)
+	}
+	raw, err := d.File.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("looking at disk %q: %w", d.Serial, err)
+	}
+	var flags int
+	var got error
+	if err := raw.Control(func(fd uintptr) { flags, got = unix.FcntlInt(fd, unix.F_GETFL, 0) }); err != nil {
+		got = err
+	}
+	if got != nil {
+		return fmt.Errorf("looking at disk %q: %w", d.Serial, got)
+	}
+	want, how := unix.O_RDWR, "reading and writing"
+	if d.ReadOnly {
+		want, how = unix.O_RDONLY, "reading only"
+	}
+	if flags&unix.O_ACCMODE != want {
+		return fmt.Errorf("starting the VMM: disk %q is not open for %s", d.Serial, how)
+	}
+	return nil
 }
 
 // A Host runs VMMs.

@@ -156,31 +156,3 @@ func admit(d host.Disk, uid int) error {
 	}
 	return nil
 }
-
-// checkMode refuses a disk that is not open as it is to be used: a VMM would say
-// so in its own way, or write to what must not be written.
-func checkMode(d host.Disk) error {
-	if d.File == nil {
-		return fmt.Errorf("starting the VMM: disk %q has no file", d.Serial)
-	}
-	raw, err := d.File.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("looking at disk %q: %w", d.Serial, err)
-	}
-	var flags int
-	var got error
-	if err := raw.Control(func(fd uintptr) { flags, got = unix.FcntlInt(fd, unix.F_GETFL, 0) }); err != nil {
-		got = err
-	}
-	if got != nil {
-		return fmt.Errorf("looking at disk %q: %w", d.Serial, got)
-	}
-	want, how := unix.O_RDWR, "reading and writing"
-	if d.ReadOnly {
-		want, how = unix.O_RDONLY, "reading only"
-	}
-	if flags&unix.O_ACCMODE != want {
-		return fmt.Errorf("starting the VMM: disk %q is not open for %s", d.Serial, how)
-	}
-	return nil
-}

@@ -87,8 +87,8 @@ func TestReadable(t *testing.T) {
 	if got, err := readable(f, 4242); err != nil || got != f {
 		t.Errorf("readable of a public file = %v, %v; want the file itself", got, err)
 	}
-	if err := checkMode(host.Disk{File: f, Serial: "base", ReadOnly: true}); err != nil {
-		t.Errorf("checkMode() = %v", err)
+	if err := (host.Disk{File: f, Serial: "base", ReadOnly: true}).Check(); err != nil {
+		t.Errorf("Check() = %v", err)
 	}
 }
 

@@ -158,7 +158,7 @@ func (h *Host) config(ctx context.Context, s host.Spec, dir string) (companionap
 		*r.to = pass(f)
 	}
 	for _, d := range s.Disks {
-		if err := checkMode(d); err != nil {
+		if err := d.Check(); err != nil {
 			return c, nil, err
 		}
 		if driver == firecracker.Name { // it opens disks again, as what it runs as
