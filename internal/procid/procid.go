@@ -127,6 +127,10 @@ func Open(id ID) (*Process, error) {
 	return p, nil
 }
 
+// Held is the process id, whose pidfd f came from somebody who knows that it is
+// the process's. f is the Process's from then on.
+func Held(id ID, f *os.File) *Process { return &Process{id: id, file: f, done: make(chan struct{})} }
+
 // ID is the process's identity.
 func (p *Process) ID() ID { return p.id }
 

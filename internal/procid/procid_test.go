@@ -124,11 +124,17 @@ func TestZombieIsDead(t *testing.T) {
 		t.Fatal("Done() is closed while the process runs")
 	default:
 	}
+	if p.Ended() {
+		t.Error("Ended() = true while the process runs")
+	}
 	in.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	if err := p.Wait(ctx); err != nil {
 		t.Fatalf("Wait() = %v", err)
+	}
+	if !p.Ended() {
+		t.Error("Ended() = false after Wait")
 	}
 	if id.Alive() {
 		t.Error("Alive() = true for a zombie, want false")
