@@ -37,7 +37,7 @@ func run() int {
 	syscall.CloseOnExec(companionapi.StartedFD)
 	log := slog.New(slog.NewTextHandler(&capped{left: maxLog}, nil))
 	err := companion.Run(ctx, companion.Options{
-		Drivers: []vmm.Driver{firecracker.Driver{}, qemu.Driver{KVM: true}, qemu.Driver{}},
+		Drivers: []vmm.Driver{firecracker.Driver{}, firecracker.Driver{Jailed: true}, qemu.Driver{KVM: true}, qemu.Driver{}},
 		Config:  os.NewFile(companionapi.ConfigFD, "config"),
 		Started: os.NewFile(companionapi.StartedFD, "started"),
 		Log:     log,

@@ -81,7 +81,7 @@ type Machine struct {
 	ImageID   string     `json:"image_id"` // digest of the base image; stays when the name moves on
 	Kernel    string     `json:"kernel"`
 	Spec      Spec       `json:"spec"`
-	Driver    string     `json:"driver,omitempty"` // qemu-kvm or qemu-tcg while it runs
+	Driver    string     `json:"driver,omitempty"` // see vmm.Driver; while it runs
 	Network   string     `json:"network"`          // "none" so far
 	Ephemeral bool       `json:"ephemeral"`        // deleted when its lease ends (--rm)
 	Workspace *Workspace `json:"workspace,omitempty"`

@@ -62,6 +62,7 @@ type companion struct {
 	link    *agentlink.Link
 	vmm     *running
 	state   *state
+	doomed  chan struct{} // somebody wants the end of a VMM that is not ours to kill
 
 	saving  sync.Mutex // held while the config is saved
 	clients sync.WaitGroup
@@ -71,7 +72,7 @@ type companion struct {
 // error if none was started; whoever reads Started has been told then.
 // The end of ctx ends the VMM.
 func Run(ctx context.Context, o Options) error {
-	c := &companion{log: o.Log, state: newState()}
+	c := &companion{log: o.Log, state: newState(), doomed: make(chan struct{}, 1)}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -114,9 +115,12 @@ func (c *companion) start(ctx context.Context, o Options) (err error) {
 	if err := c.saveConfig(); err != nil {
 		return err
 	}
-	if c.cfg.Adopt != nil {
+	switch {
+	case c.cfg.Handed != nil:
+		c.vmm, err = c.take(ctx)
+	case c.cfg.Adopt != nil:
 		c.vmm, err = c.adopt(ctx)
-	} else {
+	default:
 		c.vmm, err = c.launch(ctx)
 	}
 	if err != nil {
@@ -187,6 +191,9 @@ func (c *companion) live(ctx context.Context, started io.WriteCloser) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { c.link.Run(serving) })
 	wg.Go(func() { c.serve(serving) })
+	if c.cfg.Handed != nil {
+		wg.Go(func() { c.executioner(serving) })
+	}
 	if c.cfg.LeaseTaken && c.cfg.Lease {
 		wg.Go(func() { c.awaitLease(serving) })
 	}
@@ -247,6 +254,10 @@ func (c *companion) end(why intent) {
 }
 
 func (c *companion) signal(sig syscall.Signal) {
+	if c.cfg.Handed != nil {
+		c.doom()
+		return
+	}
 	if err := c.vmm.process.Signal(sig); err != nil && !errors.Is(err, procid.ErrDead) {
 		c.log.Error("signalling the VMM", "err", err)
 	}

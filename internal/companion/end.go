@@ -44,6 +44,10 @@ func (c *companion) farewell(ctx context.Context) host.Exit {
 		e.status, _ = c.vmm.cmd.ProcessState.Sys().(syscall.WaitStatus)
 		e.known = true
 	}
+	if c.cfg.Handed != nil && !c.state.intended() {
+		end, known := c.verdict(ctx)
+		e.status, e.known, e.fault = end.Status, known, end.String()
+	}
 	e.panicked = bytes.Contains(c.console.Tail(8<<10), []byte(panicMark))
 	c.state.mu.Lock()
 	defer c.state.mu.Unlock()
@@ -59,6 +63,7 @@ type ending struct {
 	word     string // of the VMM itself
 	status   syscall.WaitStatus
 	known    bool   // status is
+	fault    string // what the root helper makes of it
 	stderr   string // the VMM's last line
 	asked    bool   // a stop was asked for
 	mute     bool   // the VMM has no words
@@ -103,6 +108,8 @@ func (e ending) exit() host.Exit {
 		x.Reason, x.Reboot = "the guest rebooted", true
 	case e.word == vmm.EndSignal:
 		x.Reason = e.label + " was told to end by a signal"
+	case e.fault != "":
+		x.Reason = e.label + " " + e.fault
 	case e.known && e.status.Signaled():
 		x.Reason = fmt.Sprintf("%s was killed by signal %d", e.label, e.status.Signal())
 	case e.known && e.status.ExitStatus() != 0 && e.stderr != "":
@@ -196,8 +203,12 @@ func (t *tail) Write(p []byte) (int, error) {
 func (t *tail) lines() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return visibleText(t.b)
+}
+
+func visibleText(b []byte) string {
 	var out []string
-	for line := range strings.Lines(string(t.b)) {
+	for line := range strings.Lines(string(b)) {
 		line = strings.Map(visible, strings.TrimSpace(line))
 		if line != "" && !strings.Contains(line, "QEMU waiting for connection") {
 			out = append(out, line)

@@ -22,7 +22,7 @@ import (
 // running is a VMM and our ends of its channels.
 type running struct {
 	process  *procid.Process
-	cmd      *exec.Cmd // nil if it was adopted
+	cmd      *exec.Cmd // nil if it was adopted or handed over
 	channels *channel.Set
 	control  vmm.Control
 	stderr   *tail
@@ -255,6 +255,9 @@ func (c *companion) attach(ctx context.Context, begin func(context.Context) (vmm
 	if r.cmd != nil {
 		<-r.reaped
 		return c.early(r)
+	}
+	if c.cfg.Adopt == nil {
+		return c.stillborn()
 	}
 	return &api.Error{Code: api.GuestLost, Msg: "the VMM has ended"}
 }

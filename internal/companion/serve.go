@@ -140,6 +140,10 @@ func (c client) kill(ctx context.Context) error {
 		return &api.Error{Code: api.Invalid, Msg: fmt.Sprintf("%d is not a signal", c.q.Signal)}
 	}
 	fatal := sig == syscall.SIGKILL || sig == syscall.SIGTERM
+	if !fatal && c.cfg.Handed != nil {
+		return &api.Error{Code: api.Unsupported, Msg: fmt.Sprintf("sending signal %d: in system mode the VMM is not yours to signal, only to end, with KILL or TERM", c.q.Signal),
+			Hint: "banger vm kill NAME"}
+	}
 	if fatal {
 		c.state.intend(intent{reason: "it was killed (vm kill)"})
 	}

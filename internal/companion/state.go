@@ -91,6 +91,12 @@ func (s *state) intend(i intent) {
 	})
 }
 
+func (s *state) intended() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.intent != nil
+}
+
 func (s *state) exit(e host.Exit) {
 	s.update(func() {
 		s.ended = &e

@@ -125,7 +125,26 @@ type Config struct {
 	// Adopt, if set, makes the companion take over a VMM that runs already,
 	// through the sockets in Dir, instead of starting one.
 	Adopt *host.Record `json:"adopt,omitempty"`
+	// Handed, if set, makes the companion hold a VMM that the root helper has
+	// started: without Adopt it is to be configured and booted.
+	Handed *Handed `json:"handed,omitempty"`
 }
+
+// Handed is a VMM of another uid, Config.UID. The companion inherits the ends of
+// its channels, and VMM names its files as the VMM sees them.
+type Handed struct {
+	Helper string    `json:"helper,omitempty"` // socket of the root helper, which can end the VMM; the usual one if empty
+	VMM    procid.ID `json:"vmm"`
+}
+
+// The descriptors of a VMM that is handed over. The root helper replies with
+// them in this order.
+const (
+	PidfdFD   = FilesFD + iota
+	AgentFD   // a listening socket
+	APIFD     // a connection
+	ConsoleFD // the reading end of a pipe
+)
 
 // Started is what a new companion reports to the host, as one JSON line on a
 // pipe, when the VMM runs or could not be started.

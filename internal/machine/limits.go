@@ -33,7 +33,7 @@ const (
 // forDriver fills in what the configuration leaves open.
 func (l Limits) forDriver(driver string) Limits {
 	agent, stage := agentTCG, stageTCG
-	if strings.HasSuffix(driver, "-kvm") || driver == "firecracker" { // which knows nothing else
+	if strings.HasSuffix(driver, "-kvm") || strings.HasPrefix(driver, "firecracker") { // which knows nothing else
 		agent, stage = agentKVM, stageKVM
 	}
 	l.Agent, l.Stage = cmp.Or(l.Agent, agent), cmp.Or(l.Stage, stage)

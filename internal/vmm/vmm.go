@@ -144,7 +144,8 @@ type Wiring struct {
 
 // A Driver knows one VMM program.
 type Driver interface {
-	// Name is what users see: "qemu-kvm", "qemu-tcg", "firecracker".
+	// Name is what users see: "qemu-kvm", "qemu-tcg", "firecracker",
+	// "firecracker-jailed".
 	Name() string
 
 	// Wiring says how the VMM's channels are laid.
@@ -167,7 +168,7 @@ func Label(driver string) string {
 	switch {
 	case strings.HasPrefix(driver, "qemu"):
 		return "QEMU"
-	case driver == "firecracker":
+	case strings.HasPrefix(driver, "firecracker"):
 		return "Firecracker"
 	}
 	return "the VMM"

@@ -38,7 +38,7 @@ func Main(ctx context.Context) (code int, ours bool) {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM)
 	defer stop()
 	err := companion.Run(ctx, companion.Options{
-		Drivers: []vmm.Driver{fake.Driver{}, fake.Driver{Calling: true}, qemu.Driver{}, qemu.Driver{KVM: true}, firecracker.Driver{}},
+		Drivers: []vmm.Driver{fake.Driver{}, fake.Driver{Calling: true}, qemu.Driver{}, qemu.Driver{KVM: true}, firecracker.Driver{}, firecracker.Driver{Jailed: true}},
 		Config:  os.NewFile(companionapi.ConfigFD, "config"),
 		Started: os.NewFile(companionapi.StartedFD, "started"),
 		Log:     slog.New(slog.NewTextHandler(os.Stderr, nil)),

@@ -65,6 +65,7 @@ func (l *line) close() error {
 // the rest by another.
 type Set struct {
 	place   Place
+	handed  bool     // nothing of the channels is ours but these ends
 	lines   [3]line  // agent, console, control
 	sockets *os.File // the directory, to be given
 
@@ -310,6 +311,43 @@ func Find(ctx context.Context, w vmm.Wiring, p Place) (_ *Set, err error) {
 	return s, nil
 }
 
+// Handed are the ends of channels that somebody else has laid, as Firecracker
+// wants them.
+type Handed struct {
+	Agent   *os.File // a listening socket
+	Console *os.File // the reading end of a pipe
+	Control *os.File // a connection
+	UID     int      // the VMM's
+}
+
+// Take makes a set of what was handed over, and closes the files.
+func Take(h Handed) (_ *Set, err error) {
+	s := &Set{handed: true, place: Place{UID: h.UID}}
+	s.lines[agent].How, s.lines[console].How, s.lines[control].How = vmm.Called, vmm.Printed, vmm.Served
+	s.lines[console].conn = h.Console
+	defer func() {
+		if err = errors.Join(err, h.Agent.Close(), h.Control.Close()); err != nil {
+			err = errors.Join(fmt.Errorf("taking the channels: %w", err), s.Close())
+		}
+	}()
+	l, err := net.FileListener(h.Agent)
+	if err != nil {
+		return nil, err
+	}
+	u, ok := l.(*net.UnixListener)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("the agent's is a %v", l.Addr().Network()), l.Close())
+	}
+	u.SetUnlinkOnClose(false)
+	s.lines[agent].listen = u
+	c, err := net.FileConn(h.Control)
+	if err != nil {
+		return nil, err
+	}
+	s.lines[control].conn = c
+	return s, nil
+}
+
 // Console is what the VMM's guest prints. It ends with the VMM.
 func (s *Set) Console() io.ReadCloser { return s.lines[console].conn }
 
@@ -381,6 +419,9 @@ func (s *Set) Close() error {
 
 // Remove removes the files of an ended VMM's channels.
 func (s *Set) Remove() error {
+	if s.handed {
+		return nil
+	}
 	var errs []error
 	for i := range s.lines {
 		errs = append(errs, remove(s.lines[i].path))

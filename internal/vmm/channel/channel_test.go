@@ -192,3 +192,81 @@ func TestWaitsEndWithTheirContext(t *testing.T) {
 		t.Errorf("Agent() = %v, want Canceled", err)
 	}
 }
+
+// Ends that somebody else has made are used, and their files left alone.
+func TestTake(t *testing.T) {
+	dir := shortDir(t)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dir + "/agent", Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vmmEnd := os.NewFile(uintptr(pair[1]), "vmm")
+	defer vmmEnd.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	s, err := channel.Take(channel.Handed{Agent: agent, Console: r, Control: os.NewFile(uintptr(pair[0]), "control"), UID: 4242})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the guest calls again
+		call, err := net.Dial("unix", dir+"/agent")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer call.Close()
+		c, err := s.Agent(t.Context())
+		if err != nil {
+			t.Fatalf("Agent() = %v", err)
+		}
+		defer c.Close()
+	}
+	control := s.Control()
+	defer control.Close()
+	if _, err := control.Write([]byte("x")); err != nil {
+		t.Error(err)
+	}
+	if _, err := io.ReadFull(vmmEnd, make([]byte, 1)); err != nil {
+		t.Error(err)
+	}
+	if _, err := w.Write([]byte("printed")); err != nil {
+		t.Error(err)
+	}
+	w.Close()
+	if b, err := io.ReadAll(s.Console()); string(b) != "printed" || err != nil {
+		t.Errorf("the console has %q, %v", b, err)
+	}
+	if err := errors.Join(s.Close(), s.Remove()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir + "/agent"); err != nil {
+		t.Errorf("the socket is gone, which is not ours: %v", err)
+	}
+}
+
+// What is no listening unix socket is refused.
+func TestTakeRefuses(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := channel.Take(channel.Handed{Agent: null, Console: r, Control: w}); err == nil {
+		t.Error("Take() of /dev/null = nil")
+	}
+}

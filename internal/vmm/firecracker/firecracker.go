@@ -23,8 +23,22 @@ import (
 // Program is the program's name in PATH.
 const Program = "firecracker"
 
-// Name is the driver's.
-const Name = "firecracker"
+// Name is the driver's, JailedName that of one that is Jailed.
+const (
+	Name       = "firecracker"
+	JailedName = "firecracker-jailed"
+)
+
+// The files of a VM in its jail, by which Firecracker opens them: the directory
+// for sockets, kernel and initramfs. See also [JailDisk].
+const (
+	JailSockets   = "/s"
+	JailKernel    = "/kernel"
+	JailInitramfs = "/initramfs"
+)
+
+// JailDisk is the nth disk in a jail.
+func JailDisk(n int) string { return "/disk" + strconv.Itoa(n) }
 
 // The files in Config.Sockets. Firecracker derives the name to which it connects
 // for a guest's call from that of the vsock and the port.
@@ -38,10 +52,18 @@ const (
 const guestCID = 3
 
 // A Driver runs VMs with Firecracker.
-type Driver struct{}
+type Driver struct {
+	// Jailed: the root helper starts it, under its jailer, and Argv has no say.
+	Jailed bool
+}
 
-// Name is Name.
-func (Driver) Name() string { return Name }
+// Name is Name or JailedName.
+func (d Driver) Name() string {
+	if d.Jailed {
+		return JailedName
+	}
+	return Name
+}
 
 // Wiring says that Firecracker makes its API socket, connects to us when the
 // guest calls, and prints the guest's console.
