@@ -56,6 +56,7 @@ var forbidden = []struct{ binary, dep, why string }{
 	{"cmd/banger", "modernc.org/...", "as above; and it must start within milliseconds"},
 	{"cmd/banger", "banger/internal/machine", "the CLI parses and prints; VMs are the daemon's"},
 	{"cmd/banger", "banger/internal/userhost", "only the daemon starts VMMs"},
+	{"cmd/banger", "banger/internal/systemhost", "as above"},
 	{"cmd/banger", "banger/internal/daemon", "the CLI speaks to a daemon, it contains none"},
 	{"cmd/bangerd", "banger/internal/git", "git runs as the user, in the CLI, never in a daemon"},
 	{"cmd/bangerd", "banger/internal/workspace", "as above"},

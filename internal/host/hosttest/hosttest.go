@@ -25,6 +25,8 @@ type Suite struct {
 	New func(t *testing.T) host.Host
 	// Spec is a VM whose agent calls home. Each call is another VM.
 	Spec func(t *testing.T) host.Spec
+	// Kill kills a VMM, as somebody else does; a signal from here if nil.
+	Kill func(t *testing.T, vmm procid.ID)
 	// Many is how many VMs run at once in the test of that; 10 if 0.
 	Many int
 	// Limit is for whatever a guest does; 20 s if 0.
@@ -35,6 +37,9 @@ type Suite struct {
 func (s Suite) Run(t *testing.T) {
 	if s.Many == 0 {
 		s.Many = 10
+	}
+	if s.Kill == nil {
+		s.Kill = kill
 	}
 	if s.Limit == 0 {
 		s.Limit = 20 * time.Second
@@ -293,7 +298,7 @@ func (s Suite) vmm(t *testing.T) {
 	t.Parallel()
 	ctx, spec, h := s.ctx(t), s.Spec(t), s.New(t)
 	r := Launch(t, h, spec)
-	kill(t, r.Record().VMM)
+	s.Kill(t, r.Record().VMM)
 	if e := Ended(ctx, t, r); !strings.HasSuffix(e.Reason, "was killed by signal 9") || e.Asked || e.Clean {
 		t.Errorf("Exit() = %+v, want killed by signal 9", e)
 	}

@@ -1,0 +1,193 @@
+//go:build lab
+
+package systemhost
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"banger/internal/install/record"
+	"banger/internal/install/units"
+	"banger/internal/rootapi"
+	"banger/internal/rootclient"
+	"banger/internal/testneed"
+	"banger/internal/vmtest"
+)
+
+const (
+	ownerUID     = 1000
+	programs     = "/opt/banger-lab" // root's
+	state, cache = "/var/lib/banger", "/var/cache/banger"
+	runDir       = "/run/banger/vm"
+	rootsEar     = "/run/banger-lab.sock" // where root does what the owner may not
+)
+
+func do(t testing.TB, argv ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), argv[0], argv[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(argv, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func must(t testing.TB, errs ...error) {
+	t.Helper()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func copyTo(t *testing.T, from, to string, mode os.FileMode) {
+	t.Helper()
+	in, err := os.Open(from)
+	must(t, err)
+	defer in.Close()
+	must(t, os.RemoveAll(to))
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY, mode)
+	must(t, err)
+	_, err = io.Copy(out, in)
+	must(t, err, out.Chmod(mode), out.Close())
+}
+
+// install puts the helper, its units, its record and the owner's directories
+// where they belong.
+func install(t *testing.T) {
+	t.Helper()
+	do(t, "modprobe", "-a", "kvm-amd", "tun")
+	must(t, os.RemoveAll(programs), os.MkdirAll(programs, 0o755), os.MkdirAll("/home/owner", 0o755))
+	for _, name := range []string{"/lab/firecracker/firecracker", "/lab/firecracker/jailer", "/lab/bin/bangerd-root", "/lab/bin/banger-jail", "/lab/bin/banger-companion"} {
+		copyTo(t, name, filepath.Join(programs, filepath.Base(name)), 0o755)
+	}
+	must(t, record.Write(rootapi.InstallPath, rootapi.Install{Owner: rootapi.Owner{UID: ownerUID, GID: ownerUID, Name: "owner", Home: "/home/owner"},
+		Prefix: netip.MustParsePrefix("172.16.0.0/24"), Bridge: "br-fc", Zone: "vm",
+		Programs: []rootapi.Program{{Firecracker: programs + "/firecracker", Jailer: programs + "/jailer"}}}))
+	for _, name := range []string{"bangerd-root.service", "bangerd-root.socket", "banger.slice"} {
+		text, err := units.Files.ReadFile(name)
+		must(t, err)
+		filled := strings.NewReplacer("@OWNER@", "owner", "@BINDIR@", programs).Replace(string(text))
+		must(t, os.WriteFile("/etc/systemd/system/"+name, []byte(filled), 0o644))
+	}
+	do(t, "systemctl", "daemon-reload")
+	do(t, "systemctl", "stop", "bangerd-root.service")
+	do(t, "systemctl", "restart", "bangerd-root.socket")
+	for _, dir := range []string{state, cache, filepath.Dir(runDir)} {
+		must(t, os.RemoveAll(dir), os.MkdirAll(dir, 0o700), os.Chown(dir, ownerUID, ownerUID))
+	}
+	k := vmtest.NeedKernel(t)
+	g := vmtest.NeedGuest(t)
+	for to, from := range map[string]string{"kernel/vmlinux": k.Vmlinux, "kernel/kernel.tar": k.Tar, "guest/initramfs": g.Initramfs, "guest/base": g.Base, "tmp/x": "/dev/null"} {
+		to = filepath.Join(map[bool]string{true: state, false: cache}[strings.HasPrefix(to, "tmp")], to)
+		must(t, os.MkdirAll(filepath.Dir(to), 0o700), os.Chown(filepath.Dir(to), ownerUID, ownerUID))
+		copyTo(t, from, to, 0o600)
+		must(t, os.Chown(to, ownerUID, ownerUID))
+	}
+}
+
+// The host's tests run as the owner, in a process of their own; this one is root,
+// and does what they may not: kill a VMM, or the helper.
+func TestSystemHost(t *testing.T) {
+	testneed.Lab(t)
+	install(t)
+	listen(t)
+	t.Run("Plain", func(t *testing.T) { asTheOwner(t, "^TestOwner") })
+	t.Run("InAUnit", func(t *testing.T) { asTheOwner(t, "^TestOwner(Survival|Lease|Reasons)$", sandbox...) })
+	var c rootclient.Client
+	held, err := c.Census(t.Context())
+	if err != nil || len(held) != 0 {
+		t.Errorf("left at the end: %+v, %v", held, err)
+	}
+	for _, argv := range [][]string{
+		{"sh", "-c", "ls /run/banger-root/vm " + runDir + " | grep -v :"},
+		{"systemctl", "list-units", "--all", "--no-legend", "--plain", "banger-vm-*"},
+		{"pgrep", "-l", "firecracker|jailer|banger-companion"},
+		{"sh", "-c", "ls /sys/class/net | grep bvm"},
+	} {
+		out, _ := exec.CommandContext(t.Context(), argv[0], argv[1:]...).Output() // nothing found is a failure to them
+		if s := strings.TrimSpace(string(out)); s != "" {
+			t.Errorf("left at the end: %s: %s", strings.Join(argv, " "), s)
+		}
+	}
+}
+
+// sandbox are directives that the daemon's unit may have: it sees no process of
+// another uid, no device, and can write only where its state is.
+var sandbox = []string{"ProtectSystem=strict", "ReadWritePaths=" + state + " " + cache + " /run/banger /lab/out", "ProtectHome=read-only", "PrivateTmp=yes",
+	"PrivateDevices=yes", "ProtectProc=invisible", "ProtectKernelTunables=yes", "ProtectKernelModules=yes", "ProtectControlGroups=yes", "RestrictNamespaces=yes",
+	"NoNewPrivileges=yes", "CapabilityBoundingSet=", "MemoryDenyWriteExecute=yes", "LockPersonality=yes", "RestrictSUIDSGID=yes", "SystemCallArchitectures=native",
+	"SystemCallFilter=@system-service", "RestrictAddressFamilies=AF_UNIX AF_INET"}
+
+// asTheOwner runs some of the owner's tests in a unit of their own.
+func asTheOwner(t *testing.T, pattern string, directives ...string) {
+	self, err := os.Executable()
+	must(t, err)
+	at := programs + "/tests"
+	copyTo(t, self, at, 0o755)
+	argv := []string{"--wait", "--pipe", "--quiet", "--collect", "-p", "User=owner", "-p", "KillMode=process"}
+	for _, d := range directives {
+		argv = append(argv, "-p", d)
+	}
+	for _, e := range []string{"CI=true", testneed.LabEnv + "=1", "PATH=" + os.Getenv("PATH"), "HOME=/home/owner", "TMPDIR=" + state + "/tmp",
+		vmtest.KernelEnv + "=" + cache + "/kernel", vmtest.GuestEnv + "=" + cache + "/guest", "GOCOVERDIR=" + os.Getenv("GOCOVERDIR")} {
+		argv = append(argv, "-E", e)
+	}
+	cmd := exec.CommandContext(t.Context(), "systemd-run", append(argv, at, "-test.v", "-test.timeout=0", "-test.run", pattern)...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if err := cmd.Run(); err != nil {
+		t.Errorf("the owner's tests: %v\n%s", err, do(t, "journalctl", "-b", "-n", "60", "--no-pager", "-u", "bangerd-root", "-u", "banger-vm-*"))
+	}
+}
+
+// listen does what the owner's tests ask of root: a line is a command, and the
+// reply its output.
+func listen(t *testing.T) {
+	t.Helper()
+	_ = os.Remove(rootsEar) // of a run before
+	l, err := net.Listen("unix", rootsEar)
+	must(t, err, os.Chmod(rootsEar, 0o666))
+	t.Cleanup(func() { l.Close() })
+	ctx := context.WithoutCancel(t.Context())
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				line, _ := bufio.NewReader(c).ReadString('\n')
+				out, err := exec.CommandContext(ctx, "sh", "-c", line).CombinedOutput()
+				if err != nil {
+					fmt.Fprintf(c, "failed: %v: ", err)
+				}
+				_, _ = io.Copy(c, bytes.NewReader(out))
+			}()
+		}
+	}()
+}
+
+// root has a shell command run as root.
+func root(t testing.TB, command string) string {
+	t.Helper()
+	c, err := net.Dial("unix", rootsEar)
+	must(t, err)
+	defer c.Close()
+	_, err = fmt.Fprintln(c, command)
+	must(t, err)
+	out, err := io.ReadAll(c)
+	if err != nil || bytes.HasPrefix(out, []byte("failed: ")) {
+		t.Errorf("as root, %s: %s, %v", command, out, err)
+	}
+	return strings.TrimSpace(string(out))
+}
