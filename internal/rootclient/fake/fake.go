@@ -51,6 +51,7 @@ type Helper struct {
 
 // vm is a VMM and its directory.
 type vm struct {
+	h          *Helper // whose mu guards cmd and id where they are set
 	dir        string
 	addr       netip.Addr // zero without a network
 	invocation string
@@ -196,7 +197,7 @@ func (v *vm) path(name string) string { return filepath.Join(v.dir, name) }
 
 // launch starts a fake VMM.
 func (h *Helper) launch(ctx context.Context, id string, addr netip.Addr) (*rootapi.VM, []*os.File, error) {
-	v := &vm{dir: filepath.Join(h.dir, id), addr: addr, invocation: hex.EncodeToString([]byte(rand.Text()))[:32], ended: make(chan struct{})}
+	v := &vm{h: h, dir: filepath.Join(h.dir, id), addr: addr, invocation: hex.EncodeToString([]byte(rand.Text()))[:32], ended: make(chan struct{})}
 	if err := os.Mkdir(v.dir, 0o700); err != nil {
 		return nil, nil, rootapi.Errorf(rootapi.Exists, "id: there is a VM %s already", id)
 	}
@@ -251,19 +252,21 @@ func (v *vm) exec(ctx context.Context, id, words string) error {
 	if err != nil {
 		return err
 	}
-	v.cmd = exec.CommandContext(ctx, argv[0], argv[1:]...)
-	v.cmd.ExtraFiles, v.cmd.Stdout, v.cmd.Stderr = []*os.File{sockets}, out, out
-	v.cmd.Env = []string{"BANGER_VM_DIR=" + v.dir, "PATH=" + os.Getenv("PATH")}
-	v.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := v.cmd.Start(); err != nil {
-		v.cmd = nil
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.ExtraFiles, cmd.Stdout, cmd.Stderr = []*os.File{sockets}, out, out
+	cmd.Env = []string{"BANGER_VM_DIR=" + v.dir, "PATH=" + os.Getenv("PATH")}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
 		return err
 	}
+	pid, err := procid.Of(cmd.Process.Pid)
+	v.h.mu.Lock()
+	v.cmd, v.id = cmd, pid
+	v.h.mu.Unlock()
 	go func() {
 		defer close(v.ended)
-		_ = v.cmd.Wait() // its state is looked at
+		_ = cmd.Wait() // its state is looked at
 	}()
-	v.id, err = procid.Of(v.cmd.Process.Pid)
 	return err
 }
 
@@ -373,7 +376,7 @@ func (h *Helper) census() (all []rootapi.Held) {
 	defer h.mu.Unlock()
 	for id, v := range h.vms {
 		held := rootapi.Held{ID: id, Dir: true, Network: v.addr.IsValid(), Addr: v.addr}
-		if v.id.PID != 0 {
+		if v.cmd != nil {
 			held.Unit = v.unit()
 		}
 		all = append(all, held)
