@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"syscall"
@@ -99,9 +100,24 @@ func (c Client) vm(r rootapi.Reply, files []*os.File, err error) (*VM, error) {
 		API: files[rootapi.FileAPI], Console: files[rootapi.FileConsole]}, nil
 }
 
+// tries are how often a request is made whose reply was lost.
+const tries = 3
+
 // call asks for one thing, which must come with want descriptors. A refusal is
-// a *rootapi.Error.
-func (c Client) call(ctx context.Context, q rootapi.Request, want int, files ...*os.File) (rootapi.Reply, []*os.File, error) {
+// a *rootapi.Error. A helper that dies, or is replaced, before it has replied is
+// asked again: all verbs but launch may be repeated.
+func (c Client) call(ctx context.Context, q rootapi.Request, want int, files ...*os.File) (r rootapi.Reply, got []*os.File, err error) {
+	for range tries {
+		r, got, err = c.once(ctx, q, want, files...)
+		if q.Verb == rootapi.Start || !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+			break
+		}
+	}
+	return r, got, err
+}
+
+// once is one try.
+func (c Client) once(ctx context.Context, q rootapi.Request, want int, files ...*os.File) (rootapi.Reply, []*os.File, error) {
 	socket := c.Socket
 	if socket == "" {
 		socket = rootapi.Socket

@@ -54,21 +54,31 @@ func (vmms) Open(_ context.Context, r host.Record) (*procid.Process, error) {
 // endsOf are the descriptors of a VM, in the order in which a companion has them.
 func endsOf(v *rootclient.VM) []*os.File { return []*os.File{v.Pidfd, v.Agent, v.API, v.Console} }
 
+// comesBack is the pause before a helper is asked again that does not answer.
+const comesBack = time.Second
+
 // Ends implements keeper.VMMs. The guest's calls reach the new listener from then
-// on, so it is asked for only when there is no companion.
+// on, so it is asked for only when there is no companion. A helper that is not
+// there, as while it is upgraded, is waited for: its VMs are not lost for that.
 func (m vmms) Ends(ctx context.Context, r host.Record) ([]*os.File, error) {
-	v, err := m.helper.Adopt(ctx, r.ID)
-	if refused, ok := errors.AsType[*rootapi.Error](err); ok && refused.Code == rootapi.NotFound {
-		return nil, fmt.Errorf("taking over VM %s: %w (%v)", r.ID, procid.ErrDead, err)
+	for {
+		v, err := m.helper.Adopt(ctx, r.ID)
+		refused, _ := errors.AsType[*rootapi.Error](err)
+		switch {
+		case err == nil && (v.PID != r.VMM.PID || v.StartTime != r.VMM.Start):
+			rootapi.CloseAll(endsOf(v))
+			return nil, fmt.Errorf("taking over VM %s: process %d runs in the place of %d: %w", r.ID, v.PID, r.VMM.PID, procid.ErrDead)
+		case err == nil:
+			return endsOf(v), nil
+		case refused != nil && refused.Code == rootapi.NotFound:
+			return nil, fmt.Errorf("taking over VM %s: %w (%v)", r.ID, procid.ErrDead, err)
+		case refused != nil, ctx.Err() != nil:
+			return nil, explain("taking over the VMM", err)
+		}
+		pause, done := context.WithTimeout(ctx, comesBack)
+		<-pause.Done()
+		done()
 	}
-	if err != nil {
-		return nil, explain("taking over the VMM", err)
-	}
-	if v.PID != r.VMM.PID || v.StartTime != r.VMM.Start {
-		rootapi.CloseAll(endsOf(v))
-		return nil, fmt.Errorf("taking over VM %s: process %d runs in the place of %d: %w", r.ID, v.PID, r.VMM.PID, procid.ErrDead)
-	}
-	return endsOf(v), nil
 }
 
 // End implements keeper.VMMs.
