@@ -13,6 +13,7 @@ import (
 	"banger/internal/crash"
 	"banger/internal/disk"
 	"banger/internal/host"
+	"banger/internal/machine/rows"
 	"banger/internal/printable"
 )
 
@@ -184,7 +185,7 @@ func (v *vm) launch(ctx context.Context) (_ host.Run, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, from.Close()) }()
-	own, err := disk.Open(v.path(diskName))
+	own, err := disk.Open(v.path(rows.DiskName))
 	if err != nil {
 		return nil, err
 	}
@@ -196,9 +197,9 @@ func (v *vm) launch(ctx context.Context) (_ host.Run, err error) {
 		Kernel: from.Kernel, KernelConfig: from.KernelConfig, Initramfs: from.Initramfs,
 		Disks:       append(from.Disks[:len(from.Disks):len(from.Disks)], host.Disk{File: own, Serial: from.Serial}),
 		Lease:       v.row.Ephemeral,
-		ConsolePath: v.path(consoleName),
+		ConsolePath: v.path(rows.ConsoleName),
 	}
-	introduce(&spec, v.row, time.Now())
+	v.row.Introduce(&spec, time.Now())
 	return v.x.cfg.Host.Launch(ctx, spec)
 }
 
@@ -280,7 +281,7 @@ func (v *vm) fail(ctx context.Context, s *silence) error {
 
 // consoleTail is the end of the console, made harmless; "" if there is none.
 func (v *vm) consoleTail() string {
-	f, err := os.Open(v.path(consoleName))
+	f, err := os.Open(v.path(rows.ConsoleName))
 	if err != nil {
 		return ""
 	}

@@ -11,6 +11,7 @@ import (
 	"banger/internal/api"
 	"banger/internal/crash"
 	"banger/internal/disk"
+	"banger/internal/machine/rows"
 	"banger/internal/names"
 )
 
@@ -102,7 +103,7 @@ func (x *Index) reserve(req api.CreateMachine, origin Origin) (*vm, error) {
 		}
 	}
 	if x.byName[name] != nil {
-		return nil, nameTaken(name)
+		return nil, rows.Taken(name)
 	}
 	v := x.newVM(row{
 		ID: names.NewID(), Name: name,
@@ -182,7 +183,7 @@ func (v *vm) writeRow(ctx context.Context, t *teller) error {
 		if err := v.x.cfg.Images.Claim(ctx, tx, r.Origin); err != nil {
 			return err
 		}
-		return insert(ctx, tx, r)
+		return rows.Insert(ctx, tx, r)
 	})
 	if err != nil {
 		return fmt.Errorf("creating VM %q: %w", r.Name, err)
@@ -203,11 +204,11 @@ func (v *vm) furnish(ctx context.Context, t *teller) error {
 		return fmt.Errorf("making directory of VM %q: %w", r.Name, err)
 	}
 	crash.Point("create.directory")
-	if err := disk.Create(ctx, v.path(diskName), r.Spec.DiskBytes); err != nil {
+	if err := disk.Create(ctx, v.path(rows.DiskName), r.Spec.DiskBytes); err != nil {
 		return err
 	}
 	crash.Point("create.disk")
-	made, err := newIdentity()
+	made, err := rows.NewIdentity()
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,6 @@ package machine
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 
 	"banger/internal/api"
@@ -67,7 +66,7 @@ func (v *vm) remove(ctx context.Context) error {
 		return fmt.Errorf("deleting VM %q: %w", v.row.Name, err)
 	}
 	crash.Point("delete.forgotten")
-	if err := v.x.cfg.Store.Tx(ctx, func(tx *sql.Tx) error { return drop(ctx, tx, v.id) }); err != nil {
+	if err := v.x.table.Drop(ctx, v.id); err != nil {
 		return fmt.Errorf("deleting VM %q: %w", v.row.Name, err)
 	}
 	crash.Point("delete.done")

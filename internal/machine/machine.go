@@ -29,6 +29,7 @@ import (
 	"banger/internal/api"
 	"banger/internal/companionapi"
 	"banger/internal/host"
+	"banger/internal/machine/rows"
 	"banger/internal/names"
 	"banger/internal/store"
 )
@@ -47,11 +48,18 @@ type Images interface {
 }
 
 // An Origin is what a VM was made from; it stays when names move on.
-type Origin struct {
-	Image    string `json:"image"`
-	ImageID  string `json:"image_id"`
-	Kernel   string `json:"kernel"`
-	KernelID string `json:"kernel_id"`
+type Origin = rows.Origin
+
+// row is what is kept of a VM.
+type row = rows.Row
+
+// Migrations are the steps of the table of VMs.
+func Migrations() []store.Migration { return rows.Migrations() }
+
+// Users returns the names of the VMs that were made from the image or kernel
+// with this id, as of the transaction tx.
+func Users(ctx context.Context, tx *sql.Tx, id string) ([]string, error) {
+	return rows.Users(ctx, tx, id)
 }
 
 // A Boot is what a VM boots from, open for reading.
@@ -130,7 +138,8 @@ func (c Config) withDefaults() Config {
 // An Index is all VMs of one daemon. Its methods may be called from several
 // goroutines; operations wait until [Index.Run] has begun.
 type Index struct {
-	cfg Config
+	cfg   Config
+	table rows.Table
 
 	spawn    chan *vm      // new VMs, for Run to give a goroutine each
 	ready    chan struct{} // closed when Run has adopted and reconciled
@@ -156,16 +165,12 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 		byID:   map[string]*vm{},
 		byName: map[string]*vm{},
 	}
-	if x.cfg.Store.Fresh() {
-		if err := x.rebuild(ctx); err != nil {
-			return nil, err
-		}
-	}
-	rows, err := x.load(ctx)
+	x.table = rows.Table{Store: x.cfg.Store, Dir: x.cfg.Dir, Log: x.cfg.Log}
+	all, err := x.table.Load(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for _, r := range rows {
+	for _, r := range all {
 		v := x.newVM(r)
 		v.adoptFirst = true
 		x.byID[r.ID], x.byName[r.Name] = v, v
@@ -275,7 +280,7 @@ func (x *Index) Console(ref string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []string{v.path(consoleName) + ".1", v.path(consoleName)}, nil
+	return []string{v.path(rows.ConsoleName) + ".1", v.path(rows.ConsoleName)}, nil
 }
 
 // find resolves a reference. A name wins over an id, and both over a prefix.

@@ -11,6 +11,7 @@ import (
 	"banger/internal/api"
 	"banger/internal/disk"
 	"banger/internal/host"
+	"banger/internal/machine/rows"
 )
 
 // A finding is what a census finds of one id: as a sentence, and what to do.
@@ -61,7 +62,7 @@ func (x *Index) survey(ctx context.Context) (api.Census, []finding, error) {
 	if err != nil {
 		return api.Census{}, nil, fmt.Errorf("counting what the host holds: %w", err)
 	}
-	dirs, err := x.dirs()
+	dirs, err := x.table.IDs()
 	if err != nil {
 		return api.Census{}, nil, err
 	}
@@ -85,7 +86,7 @@ func (x *Index) survey(ctx context.Context) (api.Census, []finding, error) {
 		}
 	}
 	for _, id := range dirs {
-		if _, err := os.Lstat(filepath.Join(x.cfg.Dir, id, diskName)); err == nil {
+		if _, err := os.Lstat(filepath.Join(x.cfg.Dir, id, rows.DiskName)); err == nil {
 			c.Disks = append(c.Disks, id)
 		}
 		_, was := before[id]
@@ -160,7 +161,7 @@ func (x *Index) compare(p published, h host.Held) (findings []finding) {
 			func(ctx context.Context) error { _, err := x.Delete(ctx, r.ID); return err },
 		})
 	}
-	if r.Made && r.State != api.Deleting && disk.Used(filepath.Join(x.cfg.Dir, r.ID, diskName)) == 0 {
+	if r.Made && r.State != api.Deleting && disk.Used(filepath.Join(x.cfg.Dir, r.ID, rows.DiskName)) == 0 {
 		findings = append(findings, finding{fmt.Sprintf("VM %q has no disk", r.Name), nil})
 	}
 	return findings

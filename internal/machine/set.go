@@ -6,6 +6,7 @@ import (
 
 	"banger/internal/api"
 	"banger/internal/disk"
+	"banger/internal/machine/rows"
 	"banger/internal/names"
 )
 
@@ -48,7 +49,7 @@ func (v *vm) set(ctx context.Context, req api.SetMachine) (err error) {
 		}
 	}
 	if spec.DiskBytes != v.row.Spec.DiskBytes {
-		if err := disk.Grow(v.path(diskName), spec.DiskBytes); err != nil {
+		if err := disk.Grow(v.path(rows.DiskName), spec.DiskBytes); err != nil {
 			return err
 		}
 	}
@@ -87,7 +88,7 @@ func (x *Index) rename(v *vm, name string) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.byName[name] != nil {
-		return nameTaken(name)
+		return rows.Taken(name)
 	}
 	x.byName[name] = v
 	return nil

@@ -2,7 +2,6 @@ package machine
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -14,7 +13,7 @@ import (
 	"banger/internal/companionapi"
 	"banger/internal/disk"
 	"banger/internal/host"
-	"banger/internal/store"
+	"banger/internal/machine/rows"
 )
 
 // A vm is one VM and the goroutine that owns it.
@@ -245,14 +244,14 @@ func (v *vm) publish() {
 // may be nil.
 func (v *vm) save(ctx context.Context, to api.State, change func(r *row)) error {
 	r := v.row
-	if !legal(r.State, to) {
+	if !rows.Legal(r.State, to) {
 		return fmt.Errorf("saving VM %q: it cannot go from %q to %q", r.Name, r.State, to)
 	}
 	r.State = to
 	if change != nil {
 		change(&r)
 	}
-	if err := v.x.cfg.Store.Tx(ctx, func(tx *sql.Tx) error { return update(ctx, tx, r) }); err != nil {
+	if err := v.x.table.Update(ctx, r); err != nil {
 		return fmt.Errorf("saving VM %q: %w", r.Name, err)
 	}
 	v.row = r
@@ -262,7 +261,7 @@ func (v *vm) save(ctx context.Context, to api.State, change func(r *row)) error 
 
 // copyRow writes the row's copy into the VM's directory.
 func (v *vm) copyRow() error {
-	return store.WriteCopy(v.path(copyName), v.row)
+	return v.x.table.Copy(v.row)
 }
 
 // dir is the VM's directory, path a file in it.
@@ -279,7 +278,7 @@ func (v *vm) machine() api.Machine {
 		Spec: r.Spec, Network: "none", Ephemeral: r.Ephemeral, Workspace: r.Workspace,
 		Created: r.Created, Started: r.Started,
 		Companion: p.companion,
-		DiskUsed:  int64(disk.Used(v.path(diskName))),
+		DiskUsed:  int64(disk.Used(v.path(rows.DiskName))),
 	}
 	if p.companion != "" && r.Record != nil {
 		m.Driver, m.VMMPID = r.Record.Driver, r.Record.VMM.PID

@@ -1,4 +1,4 @@
-package machine
+package rows
 
 import (
 	"slices"
@@ -21,7 +21,7 @@ func transitions() map[api.State][]api.State {
 	}
 }
 
-// legal reports whether a VM may go from one state to the other.
-func legal(from, to api.State) bool {
+// Legal reports whether a VM may go from one state to the other.
+func Legal(from, to api.State) bool {
 	return from == to || slices.Contains(transitions()[from], to)
 }

@@ -1,4 +1,10 @@
-package machine
+// Package rows is what is kept of a VM: a row of the table machines in the state
+// file, and a copy of it beside the VM's disk, from which a lost state file is
+// rebuilt. What a VM is told of itself at each boot follows from it.
+//
+// It knows which state may follow which, and refuses to know how a VM gets from
+// one to the other: that is package machine's.
+package rows
 
 import (
 	"context"
@@ -7,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -17,9 +24,16 @@ import (
 	"banger/internal/store"
 )
 
-// A row is what is kept of a VM: in the table machines, and as a copy in the
-// VM's directory, from which a damaged state file is rebuilt.
-type row struct {
+// An Origin is what a VM was made from; it stays when names move on.
+type Origin struct {
+	Image    string `json:"image"`
+	ImageID  string `json:"image_id"`
+	Kernel   string `json:"kernel"`
+	KernelID string `json:"kernel_id"`
+}
+
+// A Row is one VM.
+type Row struct {
 	ID        string         `json:"id"`
 	Name      string         `json:"name"`
 	State     api.State      `json:"state"`
@@ -29,7 +43,7 @@ type row struct {
 	Origin    Origin         `json:"origin"`
 	Spec      api.Spec       `json:"spec"`
 	Workspace *api.Workspace `json:"workspace,omitempty"`
-	Identity  identity       `json:"identity"`
+	Identity  Identity       `json:"identity"`
 	UserKey   string         `json:"user_key,omitempty"` // authorized for the last boot
 	Created   time.Time      `json:"created"`
 	Started   time.Time      `json:"started,omitzero"`
@@ -38,10 +52,17 @@ type row struct {
 
 // Files in a VM's directory.
 const (
-	diskName    = "disk.ext4"
-	consoleName = "console.log"
-	copyName    = "vm.json"
+	DiskName    = "disk.ext4"
+	ConsoleName = "console.log"
+	CopyName    = "vm.json"
 )
+
+// A Table is where rows are. All fields are required.
+type Table struct {
+	Store *store.Store // opened with [Migrations] among others
+	Dir   string       // holds one directory per VM, named by its id
+	Log   *slog.Logger
+}
 
 // Migrations are the steps of the table machines. What SQL must see is in
 // columns; the rest of the row is in body, so a new field is no migration.
@@ -77,9 +98,9 @@ func Users(ctx context.Context, tx *sql.Tx, id string) (users []string, err erro
 	return users, rows.Err()
 }
 
-// insert writes a new row. The index knows of a taken name before; the store
+// Insert writes a new row. The index knows of a taken name before; the store
 // has the last word.
-func insert(ctx context.Context, tx *sql.Tx, r row) error {
+func Insert(ctx context.Context, tx *sql.Tx, r Row) error {
 	body, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("encoding row: %w", err)
@@ -87,7 +108,7 @@ func insert(ctx context.Context, tx *sql.Tx, r row) error {
 	_, err = tx.ExecContext(ctx, "INSERT INTO machines (id, name, image_id, kernel_id, body) VALUES (?, ?, ?, ?, ?)",
 		r.ID, r.Name, r.Origin.ImageID, r.Origin.KernelID, string(body))
 	if store.IsUnique(err) {
-		return nameTaken(r.Name)
+		return Taken(r.Name)
 	}
 	if err != nil {
 		return fmt.Errorf("writing row: %w", err)
@@ -95,16 +116,19 @@ func insert(ctx context.Context, tx *sql.Tx, r row) error {
 	return nil
 }
 
-// update writes a row that is there; without one it does nothing, so that the
+// Update writes a row that is there; without one it does nothing, so that the
 // last steps of a deletion can be repeated.
-func update(ctx context.Context, tx *sql.Tx, r row) error {
+func (t Table) Update(ctx context.Context, r Row) error {
 	body, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("encoding row: %w", err)
 	}
-	_, err = tx.ExecContext(ctx, "UPDATE machines SET name = ?, body = ? WHERE id = ?", r.Name, string(body), r.ID)
+	err = t.Store.Tx(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, "UPDATE machines SET name = ?, body = ? WHERE id = ?", r.Name, string(body), r.ID)
+		return err
+	})
 	if store.IsUnique(err) {
-		return nameTaken(r.Name)
+		return Taken(r.Name)
 	}
 	if err != nil {
 		return fmt.Errorf("writing row: %w", err)
@@ -112,15 +136,20 @@ func update(ctx context.Context, tx *sql.Tx, r row) error {
 	return nil
 }
 
-// drop removes a row, if it is there.
-func drop(ctx context.Context, tx *sql.Tx, id string) error {
-	if _, err := tx.ExecContext(ctx, "DELETE FROM machines WHERE id = ?", id); err != nil {
+// Drop removes a row, if it is there.
+func (t Table) Drop(ctx context.Context, id string) error {
+	err := t.Store.Tx(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, "DELETE FROM machines WHERE id = ?", id)
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("removing row: %w", err)
 	}
 	return nil
 }
 
-func nameTaken(name string) error {
+// Taken is the error for a name that another VM has.
+func Taken(name string) error {
 	return &api.Error{
 		Code: api.Exists,
 		Msg:  fmt.Sprintf("VM %q exists already", name),
@@ -128,26 +157,32 @@ func nameTaken(name string) error {
 	}
 }
 
-// load reads all rows. One that makes no sense is replaced by its copy, or set
-// aside with its directory, and said.
-func (x *Index) load(ctx context.Context) (good []row, err error) {
+// Load reads all rows; if the state file is new, it rebuilds them from the copies
+// before. A row that makes no sense is replaced by its copy, or set aside with
+// its directory, and said.
+func (t Table) Load(ctx context.Context) (good []Row, err error) {
+	if t.Store.Fresh() {
+		if err := t.rebuild(ctx); err != nil {
+			return nil, err
+		}
+	}
 	bodies := map[string]string{}
-	err = x.cfg.Store.Tx(ctx, func(tx *sql.Tx) error { return readBodies(ctx, tx, bodies) })
+	err = t.Store.Tx(ctx, func(tx *sql.Tx) error { return readBodies(ctx, tx, bodies) })
 	if err != nil {
 		return nil, fmt.Errorf("reading VMs: %w", err)
 	}
 	for id, body := range bodies {
-		var r row
+		var r Row
 		if err := json.Unmarshal([]byte(body), &r); err == nil && sound(r, id) {
 			good = append(good, r)
 			continue
 		}
-		if r, err := x.readCopy(id); err == nil {
-			x.cfg.Log.Warn("row of a VM is damaged: using its copy", "id", id)
+		if r, err := t.readCopy(id); err == nil {
+			t.Log.Warn("row of a VM is damaged: using its copy", "id", id)
 			good = append(good, r)
 			continue
 		}
-		if err := x.setAside(ctx, id); err != nil {
+		if err := t.setAside(ctx, id); err != nil {
 			return nil, err
 		}
 	}
@@ -172,49 +207,49 @@ func readBodies(ctx context.Context, tx *sql.Tx, bodies map[string]string) (err 
 
 // sound reports whether r can be the row of id: everything that becomes part
 // of a path, or that the state table does not know, is checked.
-func sound(r row, id string) bool {
+func sound(r Row, id string) bool {
 	_, known := transitions()[r.State]
 	return r.ID == id && names.IsID(id) && names.CheckVM(r.Name) == nil && known && r.State != ""
 }
 
 // readCopy reads the copy of a row in the VM's directory.
-func (x *Index) readCopy(id string) (row, error) {
+func (t Table) readCopy(id string) (Row, error) {
 	if !names.IsID(id) {
-		return row{}, fmt.Errorf("reading copy: %q is not an id", id)
+		return Row{}, fmt.Errorf("reading copy: %q is not an id", id)
 	}
-	var r row
-	if err := store.ReadCopy(filepath.Join(x.cfg.Dir, id, copyName), &r); err != nil {
-		return row{}, err
+	var r Row
+	if err := store.ReadCopy(filepath.Join(t.Dir, id, CopyName), &r); err != nil {
+		return Row{}, err
 	}
 	if !sound(r, id) {
-		return row{}, fmt.Errorf("reading copy: it is not that of %s", id)
+		return Row{}, fmt.Errorf("reading copy: it is not that of %s", id)
 	}
 	return r, nil
 }
 
 // setAside takes a VM out of the state that nobody can read any more. Its
 // directory, with the disk, stays under another name.
-func (x *Index) setAside(ctx context.Context, id string) error {
+func (t Table) setAside(ctx context.Context, id string) error {
 	aside := ""
 	if names.IsID(id) {
-		aside = filepath.Join(x.cfg.Dir, "damaged-"+id)
-		err := os.Rename(filepath.Join(x.cfg.Dir, id), aside)
+		aside = filepath.Join(t.Dir, "damaged-"+id)
+		err := os.Rename(filepath.Join(t.Dir, id), aside)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("setting VM aside: %w", err)
 		}
 	}
-	x.cfg.Log.Error("row of a VM is damaged: setting it aside", "id", id, "directory", aside)
-	return x.cfg.Store.Tx(ctx, func(tx *sql.Tx) error { return drop(ctx, tx, id) })
+	t.Log.Error("row of a VM is damaged: setting it aside", "id", id, "directory", aside)
+	return t.Drop(ctx, id)
 }
 
 // rebuild fills a new state file with what the VMs' directories say, from the
 // beginning if an earlier daemon died over it.
-func (x *Index) rebuild(ctx context.Context) error {
-	ids, err := x.dirs()
+func (t Table) rebuild(ctx context.Context) error {
+	ids, err := t.IDs()
 	if err != nil {
 		return err
 	}
-	if err := x.cfg.Store.Tx(ctx, func(tx *sql.Tx) error {
+	if err := t.Store.Tx(ctx, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, "DELETE FROM machines")
 		return err
 	}); err != nil {
@@ -222,13 +257,13 @@ func (x *Index) rebuild(ctx context.Context) error {
 	}
 	taken := map[string]bool{}
 	for _, id := range ids {
-		r, err := x.readCopy(id)
+		r, err := t.readCopy(id)
 		if err != nil {
 			// Without a whole copy the VM was never complete, or is beyond us:
 			// if there is a disk, it is kept.
-			x.cfg.Log.Error("rebuilding VM", "id", id, "err", err)
-			if _, err := os.Lstat(filepath.Join(x.cfg.Dir, id, diskName)); err == nil {
-				if err := x.setAside(ctx, id); err != nil {
+			t.Log.Error("rebuilding VM", "id", id, "err", err)
+			if _, err := os.Lstat(filepath.Join(t.Dir, id, DiskName)); err == nil {
+				if err := t.setAside(ctx, id); err != nil {
 					return err
 				}
 			}
@@ -241,17 +276,17 @@ func (x *Index) rebuild(ctx context.Context) error {
 		if r.Record == nil {
 			r.State = api.Stopped // the copy was made before the state was known
 		}
-		x.cfg.Log.Warn("rebuilding VM from its copy", "id", id, "name", r.Name)
-		if err := x.cfg.Store.Tx(ctx, func(tx *sql.Tx) error { return insert(ctx, tx, r) }); err != nil {
+		t.Log.Warn("rebuilding VM from its copy", "id", id, "name", r.Name)
+		if err := t.Store.Tx(ctx, func(tx *sql.Tx) error { return Insert(ctx, tx, r) }); err != nil {
 			return fmt.Errorf("rebuilding VM %s: %w", id, err)
 		}
 	}
 	return nil
 }
 
-// dirs lists the ids that have directories.
-func (x *Index) dirs() ([]string, error) {
-	entries, err := os.ReadDir(x.cfg.Dir)
+// IDs lists the ids that have directories.
+func (t Table) IDs() ([]string, error) {
+	entries, err := os.ReadDir(t.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("listing VM directories: %w", err)
 	}
@@ -262,4 +297,9 @@ func (x *Index) dirs() ([]string, error) {
 		}
 	}
 	return ids, nil
+}
+
+// Copy writes a row's copy into the VM's directory.
+func (t Table) Copy(r Row) error {
+	return store.WriteCopy(filepath.Join(t.Dir, r.ID, CopyName), r)
 }

@@ -1,4 +1,4 @@
-package machine
+package rows
 
 import (
 	"crypto/rand"
@@ -13,32 +13,33 @@ import (
 // kernel's generator holds (256 bits), twice.
 const seedBytes = 64
 
-// An identity is made once per VM and told to the guest at each boot.
-type identity struct {
+// An Identity is made once per VM and told to the guest at each boot.
+type Identity struct {
 	MachineID  string `json:"machine_id"`
 	HostKey    string `json:"host_key"`     // OpenSSH private key, PEM
 	HostKeyPub string `json:"host_key_pub"` // one line
 }
 
-func newIdentity() (identity, error) {
+// NewIdentity makes one that no other VM has.
+func NewIdentity() (Identity, error) {
 	private, public, err := sshkey.New("")
 	if err != nil {
-		return identity{}, err
+		return Identity{}, err
 	}
 	// A machine id is 128 random bits marked as a version 4 UUID: machine-id(5).
 	var id [16]byte
 	rand.Read(id[:])
 	id[6] = id[6]&0x0f | 0x40
 	id[8] = id[8]&0x3f | 0x80
-	return identity{
+	return Identity{
 		MachineID:  hex.EncodeToString(id[:]),
 		HostKey:    private,
 		HostKeyPub: public,
 	}, nil
 }
 
-// introduce fills in who the guest of r is, for one boot.
-func introduce(s *host.Spec, r row, now time.Time) {
+// Introduce fills in who the guest of r is, for one boot.
+func (r Row) Introduce(s *host.Spec, now time.Time) {
 	s.Identity.Hostname = r.Name
 	s.Identity.MachineID = r.Identity.MachineID
 	s.Identity.HostKey = r.Identity.HostKey
