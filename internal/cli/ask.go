@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"banger/internal/answer"
 	"banger/internal/api"
 	"banger/internal/session"
 	"banger/internal/usage"
@@ -50,7 +51,7 @@ func (a *app) versionCmd() *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			b := version.Get()
 			return a.print(b, func(w io.Writer) {
-				fmt.Fprintf(w, "version   %s\ncommit    %s\nbuilt_at  %s\ngo        %s\n", b.Version, dash(b.Commit), stamp(b), b.Go)
+				fmt.Fprintf(w, "version   %s\ncommit    %s\nbuilt_at  %s\ngo        %s\n", b.Version, answer.Dash(b.Commit), stamp(b), b.Go)
 			})
 		},
 	}

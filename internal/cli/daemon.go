@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"banger/internal/answer"
 	"banger/internal/api"
 	"banger/internal/client"
 	"banger/internal/usage"
@@ -153,7 +154,7 @@ func (a *app) daemonLogs() *cobra.Command {
 			defer f.Close()
 			if a.json {
 				text, err := io.ReadAll(f)
-				return errors.Join(err, a.print(log{File: a.layout.Log, Text: string(text)}, nil))
+				return errors.Join(err, a.print(answer.Log{File: a.layout.Log, Text: string(text)}, nil))
 			}
 			_, err = io.Copy(a.Stdout, f)
 			return err

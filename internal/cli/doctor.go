@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"banger/internal/answer"
 	"banger/internal/config"
 	"banger/internal/doctor"
 	"banger/internal/paths"
@@ -50,7 +51,7 @@ func (a *app) doctorTable(w io.Writer, rows []doctor.Row) {
 			out = append(out, []string{"", "", "fix: " + r.Fix})
 		}
 	}
-	table(w, "STATUS CHECK DETAIL", out)
+	answer.Table(w, "STATUS CHECK DETAIL", out)
 }
 
 // subject gathers what is checked; a configuration that cannot be read is one

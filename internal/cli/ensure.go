@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"banger/internal/answer"
 	"banger/internal/api"
 	"banger/internal/client"
 	"banger/internal/progress"
@@ -75,7 +76,7 @@ func (a *app) specLine(s api.Spec, h api.Hello) {
 		return
 	}
 	parts := []string{
-		fmt.Sprintf("%d vCPU", s.VCPUs), mib(s.MemoryMiB) + " memory",
+		fmt.Sprintf("%d vCPU", s.VCPUs), answer.MiB(s.MemoryMiB) + " memory",
 		size.Bytes(s.DiskBytes).String() + " disk", "network: none", h.Driver,
 	}
 	a.note("spec: %s", strings.Join(parts, " | "))

@@ -4,13 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"banger/internal/agentapi"
+	"banger/internal/answer"
 	"banger/internal/api"
-	"banger/internal/printable"
 	"banger/internal/session"
 )
 
@@ -44,6 +43,9 @@ func (a *app) finish(ctx context.Context, cmd *cobra.Command, err error) int {
 	if g, ok := errors.AsType[*guestExit](err); ok {
 		return g.status()
 	}
+	if errors.Is(err, answer.ErrTold) {
+		return exitBanger
+	}
 	e := api.AsError(err)
 	status := exitBanger
 	switch {
@@ -57,22 +59,6 @@ func (a *app) finish(ctx context.Context, cmd *cobra.Command, err error) int {
 	case errors.Is(err, session.ErrNotExecutable):
 		status = exitNotExec
 	}
-	a.report(e)
+	a.printer().Report(e)
 	return status
-}
-
-// report prints an error: for people on stderr, with --json on stdout.
-func (a *app) report(e *api.Error) {
-	if a.json {
-		// Nothing is left to tell if stdout is gone.
-		_ = a.print(map[string]*api.Error{"error": e}, nil)
-		return
-	}
-	fmt.Fprintf(a.Stderr, "banger: %s\n", printable.String(strings.TrimSpace(e.Msg)))
-	for line := range strings.Lines(printable.String(e.Detail)) {
-		fmt.Fprintf(a.Stderr, "    %s\n", strings.TrimRight(line, "\n"))
-	}
-	if e.Hint != "" {
-		fmt.Fprintf(a.Stderr, "banger: hint: %s\n", printable.String(e.Hint))
-	}
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"banger/internal/answer"
 	"banger/internal/api"
 	"banger/internal/config"
 	"banger/internal/recipe"
@@ -23,7 +24,7 @@ func (a *app) helpWithDefaults(c *cobra.Command) {
 					value any
 					from  api.Source
 				}{
-					{"vcpu", r.Spec.VCPUs, r.VCPUs}, {"memory", mib(r.Spec.MemoryMiB), r.Memory},
+					{"vcpu", r.Spec.VCPUs, r.VCPUs}, {"memory", answer.MiB(r.Spec.MemoryMiB), r.Memory},
 					{"disk-size", size.Bytes(r.Spec.DiskBytes), r.Disk},
 				} {
 					f := cmd.Flags().Lookup(d.flag)

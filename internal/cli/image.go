@@ -11,13 +11,13 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"banger/internal/answer"
 	"banger/internal/api"
 	"banger/internal/client"
 	"banger/internal/names"
 	"banger/internal/progress"
 	"banger/internal/recipe"
 	"banger/internal/session"
-	"banger/internal/size"
 	"banger/internal/usage"
 )
 
@@ -43,18 +43,18 @@ func (a *app) images() stored[api.Image] {
 		list:    (*client.Client).Images,
 		get:     (*client.Client).Image,
 		remove:  (*client.Client).DeleteImage,
-		outcome: func(i api.Image) outcome { return outcome{Image: &i} },
+		outcome: func(i api.Image) answer.Outcome { return answer.Outcome{Image: &i} },
 		catalog: recipe.Images,
 		pull:    a.pullImage,
 		initial: recipe.DefaultImage,
-		line:    func(i api.Image) string { return fmt.Sprintf("%s %.12s, %s", i.Name, i.ID, byteCount(i.Used)) },
+		line:    func(i api.Image) string { return fmt.Sprintf("%s %.12s, %s", i.Name, i.ID, answer.Bytes(i.Used)) },
 		header:  "NAME ID SIZE INIT VMS CREATED",
 		row: func(i api.Image) []string {
-			return []string{i.Name, fmt.Sprintf("%.12s", i.ID), byteCount(i.Used), dash(i.Init), fmt.Sprint(len(i.Machines)), ago(time.Now(), i.Created)}
+			return []string{i.Name, fmt.Sprintf("%.12s", i.ID), answer.Bytes(i.Used), answer.Dash(i.Init), fmt.Sprint(len(i.Machines)), answer.Ago(time.Now(), i.Created)}
 		},
 		show: func(w io.Writer, i api.Image) {
 			fmt.Fprintf(w, "name     %s\nid       %s\nsource   %s\nsize     %s on disk, %s apparent\ninit     %s\ncreated  %s\nVMs      %s\n",
-				i.Name, i.ID, i.Source, byteCount(i.Used), byteCount(i.Bytes), dash(i.Init), i.Created.Local().Format(time.RFC3339), list(i.Machines))
+				i.Name, i.ID, i.Source, answer.Bytes(i.Used), answer.Bytes(i.Bytes), answer.Dash(i.Init), i.Created.Local().Format(time.RFC3339), answer.List(i.Machines))
 		},
 	}
 }
@@ -146,5 +146,3 @@ func (a *app) tar(name, path string) (io.ReadCloser, int64, error) {
 	}
 	return f, 0, nil
 }
-
-func byteCount(n int64) string { return size.Bytes(n).Short() }

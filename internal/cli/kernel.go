@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"banger/internal/answer"
 	"banger/internal/api"
 	"banger/internal/client"
 	"banger/internal/recipe"
@@ -33,18 +34,18 @@ func (a *app) kernels() stored[api.Kernel] {
 		list:    (*client.Client).Kernels,
 		get:     (*client.Client).Kernel,
 		remove:  (*client.Client).DeleteKernel,
-		outcome: func(k api.Kernel) outcome { return outcome{Kernel: &k} },
+		outcome: func(k api.Kernel) answer.Outcome { return answer.Outcome{Kernel: &k} },
 		catalog: recipe.Kernels,
 		pull:    a.pullKernel,
 		initial: recipe.DefaultKernel,
 		line:    func(k api.Kernel) string { return k.Name + " " + k.Release },
 		header:  "NAME RELEASE SIZE VMS CREATED",
 		row: func(k api.Kernel) []string {
-			return []string{k.Name, k.Release, byteCount(k.Bytes), fmt.Sprint(len(k.Machines)), ago(time.Now(), k.Created)}
+			return []string{k.Name, k.Release, answer.Bytes(k.Bytes), fmt.Sprint(len(k.Machines)), answer.Ago(time.Now(), k.Created)}
 		},
 		show: func(w io.Writer, k api.Kernel) {
 			fmt.Fprintf(w, "name     %s\nrelease  %s\nid       %s\nsource   %s\nsize     %s\ncreated  %s\nVMs      %s\n",
-				k.Name, k.Release, k.ID, k.Source, byteCount(k.Bytes), k.Created.Local().Format(time.RFC3339), list(k.Machines))
+				k.Name, k.Release, k.ID, k.Source, answer.Bytes(k.Bytes), k.Created.Local().Format(time.RFC3339), answer.List(k.Machines))
 		},
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"banger/internal/answer"
 	"banger/internal/api"
 )
 
@@ -16,9 +17,9 @@ func TestNothingATerminalObeysIsPrinted(t *testing.T) {
 	m := api.Machine{ID: "0123456789ab", Name: "web", Reason: evil, Workspace: &api.Workspace{Source: evil, GuestPath: evil}}
 	for name, print := range map[string]func(a *app) error{
 		"a table": func(a *app) error {
-			return a.print(m, func(w io.Writer) { a.machineTable(w, []api.Machine{m}, false) })
+			return a.print(m, func(w io.Writer) { a.printer().Machines(w, []api.Machine{m}, false) })
 		},
-		"one VM": func(a *app) error { return a.print(m, func(w io.Writer) { showMachine(w, m) }) },
+		"one VM": func(a *app) error { return a.print(m, func(w io.Writer) { answer.Machine(w, m) }) },
 		"a note": func(a *app) error { a.note("%s", evil); return nil },
 		"a remark": func(a *app) error {
 			a.dim("%s", evil)

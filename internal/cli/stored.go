@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"banger/internal/answer"
 	"banger/internal/api"
 	"banger/internal/client"
 	"banger/internal/progress"
@@ -22,7 +23,7 @@ type stored[T any] struct {
 	list    func(*client.Client, context.Context) ([]T, error)
 	get     func(*client.Client, context.Context, string) (T, error)
 	remove  func(*client.Client, context.Context, string) (T, error)
-	outcome func(T) outcome
+	outcome func(T) answer.Outcome
 	catalog func() []recipe.Recipe
 	pull    func(context.Context, *client.Client, string, bool) (T, error)
 	initial string             // what `pull` without a name pulls
@@ -47,7 +48,7 @@ func (s stored[T]) names(ctx context.Context, d *client.Client) []string {
 	}
 	var out []string
 	for _, v := range all {
-		out = append(out, s.outcome(v).name())
+		out = append(out, s.outcome(v).Name())
 	}
 	return out
 }
@@ -117,7 +118,7 @@ func (s stored[T]) listCmd(a *app) *cobra.Command {
 					a.note("no %ss yet: get one with: banger %s pull", s.noun, s.noun)
 					return
 				}
-				table(w, s.header, rows)
+				answer.Table(w, s.header, rows)
 			})
 		}),
 	}
@@ -128,7 +129,7 @@ func (s stored[T]) listCmd(a *app) *cobra.Command {
 func (s stored[T]) printAvailable(a *app, all []T) error {
 	pulled := map[string]bool{}
 	for _, v := range all {
-		pulled[s.outcome(v).name()] = true
+		pulled[s.outcome(v).Name()] = true
 	}
 	out := []api.Available{}
 	for _, r := range s.catalog() {
@@ -143,7 +144,7 @@ func (s stored[T]) printAvailable(a *app, all []T) error {
 			}
 			rows = append(rows, []string{e.Name, state, e.Description})
 		}
-		table(w, "NAME STATE DESCRIPTION", rows)
+		answer.Table(w, "NAME STATE DESCRIPTION", rows)
 	})
 }
 
@@ -171,14 +172,14 @@ func (s stored[T]) removeCmd(a *app, use, alias string) *cobra.Command {
 		Args:              usage.Args(1, -1, "one or more "+s.noun+"s"),
 		ValidArgsFunction: a.complete(s.names, -1),
 		RunE: a.withDaemon(func(ctx context.Context, d *client.Client, given []string) error {
-			outcomes, seen := []outcome{}, map[string]bool{}
+			outcomes, seen := []answer.Outcome{}, map[string]bool{}
 			for _, name := range given {
 				if seen[name] {
 					continue
 				}
 				seen[name] = true
 				v, err := s.remove(d, ctx, name)
-				o := outcome{}
+				o := answer.Outcome{}
 				if err == nil {
 					o = s.outcome(v)
 				} else {
@@ -187,7 +188,7 @@ func (s stored[T]) removeCmd(a *app, use, alias string) *cobra.Command {
 				o.Ref = name
 				outcomes = append(outcomes, o)
 			}
-			return tell(a, outcomes, did("deleted"))
+			return a.printer().Tell(outcomes, answer.Did("deleted"))
 		}),
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"io"
 	"strings"
 	"testing"
-	"time"
 	"unicode"
 
 	"github.com/google/go-cmp/cmp"
@@ -128,33 +127,6 @@ func TestExitStatus(t *testing.T) {
 		if got := a.finish(t.Context(), &cobra.Command{}, c.err); got != c.status {
 			t.Errorf("finish(%v) = %d, want %d", c.err, got, c.status)
 		}
-	}
-}
-
-func TestAgo(t *testing.T) {
-	now := time.Date(2026, 4, 29, 12, 0, 0, 0, time.UTC)
-	for _, c := range []struct {
-		d    time.Duration
-		want string
-	}{
-		{-time.Hour, "0s ago"}, {0, "0s ago"}, {59 * time.Second, "59s ago"}, {time.Minute, "1m ago"}, {time.Hour - 1, "59m ago"},
-		{time.Hour, "1h ago"}, {48*time.Hour - 1, "47h ago"}, {48 * time.Hour, "2d ago"}, {1000 * time.Hour, "41d ago"},
-	} {
-		if got := ago(now, now.Add(-c.d)); got != c.want {
-			t.Errorf("ago(%v) = %q, want %q", c.d, got, c.want)
-		}
-	}
-	if got := ago(now, time.Time{}); got != "-" {
-		t.Errorf("ago(never) = %q, want -", got)
-	}
-}
-
-func TestTable(t *testing.T) {
-	var b strings.Builder
-	table(&b, "NAME STATE", [][]string{{"a", "running"}, {"longer-name", "-"}})
-	want := "NAME         STATE\na            running\nlonger-name  -\n"
-	if b.String() != want {
-		t.Errorf("table() = %q, want %q", b.String(), want)
 	}
 }
 

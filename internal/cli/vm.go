@@ -9,9 +9,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"banger/internal/answer"
 	"banger/internal/api"
 	"banger/internal/client"
-	"banger/internal/size"
 	"banger/internal/usage"
 )
 
@@ -59,7 +59,7 @@ func (a *app) vmList(use string, aliases ...string) *cobra.Command {
 					}
 					return
 				}
-				a.machineTable(w, ms, running)
+				a.printer().Machines(w, ms, running)
 			})
 		}),
 	}
@@ -67,40 +67,6 @@ func (a *app) vmList(use string, aliases ...string) *cobra.Command {
 	c.Flags().BoolVarP(&running, "running", "r", false, "only VMs that run")
 	return c
 }
-
-func (a *app) machineTable(w io.Writer, ms []api.Machine, running bool) {
-	switch {
-	case len(ms) == 0 && running:
-		a.note("no VM is running: see all with: banger vm list")
-		return
-	case len(ms) == 0:
-		a.note("no VMs yet: make one with: banger vm run")
-		return
-	}
-	now := time.Now()
-	header := "ID NAME STATE IMAGE VCPU MEM DISK CREATED"
-	workspaces := slices.ContainsFunc(ms, func(m api.Machine) bool { return m.Workspace != nil })
-	if workspaces { // the longest, so last: it may leave a narrow terminal
-		header += " WORKSPACE"
-	}
-	var rows [][]string
-	for _, m := range ms {
-		row := []string{
-			m.ID[:min(8, len(m.ID))], m.Name, string(m.State), m.Image, fmt.Sprint(m.Spec.VCPUs),
-			mib(m.Spec.MemoryMiB), size.Bytes(m.Spec.DiskBytes).String(), ago(now, m.Created),
-		}
-		switch {
-		case m.Workspace != nil:
-			row = append(row, m.Workspace.Source)
-		case workspaces:
-			row = append(row, "-")
-		}
-		rows = append(rows, row)
-	}
-	table(w, header, rows)
-}
-
-func mib(n int64) string { return (size.Bytes(n) * size.MiB).String() }
 
 func (a *app) vmShow() *cobra.Command {
 	return &cobra.Command{
@@ -113,49 +79,14 @@ func (a *app) vmShow() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.print(m, func(w io.Writer) { showMachine(w, m) })
+			return a.print(m, func(w io.Writer) { answer.Machine(w, m) })
 		}),
-	}
-}
-
-func showMachine(w io.Writer, m api.Machine) {
-	row := func(key, format string, args ...any) { fmt.Fprintf(w, "%-10s %s\n", key, fmt.Sprintf(format, args...)) }
-	row("name", "%s", m.Name)
-	row("id", "%s", m.ID)
-	state := string(m.State)
-	if m.Stage != "" {
-		state += ", guest at " + string(m.Stage)
-	}
-	if m.Reason != "" {
-		state += " (" + m.Reason + ")"
-	}
-	row("state", "%s", state)
-	row("image", "%s (%.12s)", m.Image, m.ImageID)
-	row("kernel", "%s", m.Kernel)
-	row("size", "%d vCPU, %s memory, %v disk", m.Spec.VCPUs, mib(m.Spec.MemoryMiB), size.Bytes(m.Spec.DiskBytes))
-	row("on disk", "%s", size.Bytes(m.DiskUsed).Short())
-	row("network", "%s", m.Network)
-	if m.Driver != "" {
-		row("driver", "%s", m.Driver)
-	}
-	if m.VMMPID != 0 {
-		row("vmm pid", "%d", m.VMMPID)
-	}
-	if m.Ephemeral {
-		row("lifetime", "deleted when its command or session ends (--rm)")
-	}
-	if m.Workspace != nil {
-		row("workspace", "%s from %s at %.12s", m.Workspace.GuestPath, m.Workspace.Source, dash(m.Workspace.Commit))
-	}
-	row("created", "%s", m.Created.Local().Format(time.RFC3339))
-	if !m.Started.IsZero() {
-		row("started", "%s", m.Started.Local().Format(time.RFC3339))
 	}
 }
 
 func (a *app) vmStop() *cobra.Command {
 	var timeout time.Duration
-	c := a.refCommand("stop", "shut VMs down in order; their disks stay", did("stopped"),
+	c := a.refCommand("stop", "shut VMs down in order; their disks stay", answer.Did("stopped"),
 		func(ctx context.Context, d *client.Client, m api.Machine) (api.Machine, error) {
 			got, err := d.StopMachine(ctx, m.ID, api.StopMachine{TimeoutSeconds: int(timeout.Seconds())})
 			if err == nil && m.State != api.Stopped && got.Reason != "" { // force was needed
@@ -185,7 +116,7 @@ func (a *app) vmKill() *cobra.Command {
 }
 
 func (a *app) vmDelete() *cobra.Command {
-	c := a.refCommand("delete", "delete VMs and their disks, running or not", did("deleted"),
+	c := a.refCommand("delete", "delete VMs and their disks, running or not", answer.Did("deleted"),
 		func(ctx context.Context, d *client.Client, m api.Machine) (api.Machine, error) {
 			return d.DeleteMachine(ctx, m.ID)
 		})
@@ -205,13 +136,13 @@ func (a *app) vmStart() *cobra.Command {
 }
 
 func (a *app) vmRestart() *cobra.Command {
-	return a.bootCommand("restart", "stop VMs, if they run, and boot them again", did("restarted"), (*client.Client).RestartMachine)
+	return a.bootCommand("restart", "stop VMs, if they run, and boot them again", answer.Did("restarted"), (*client.Client).RestartMachine)
 }
 
 // bootCall is a call that ends when a guest has come as far as asked.
 type bootCall func(*client.Client, context.Context, string, api.StartMachine, func(api.Event) error) (api.Machine, error)
 
-func (a *app) bootCommand(use, short string, done deed, boot bootCall) *cobra.Command {
+func (a *app) bootCommand(use, short string, done answer.Deed, boot bootCall) *cobra.Command {
 	wait := api.StageSockets
 	c := a.refCommand(use, short, done, func(ctx context.Context, d *client.Client, m api.Machine) (api.Machine, error) {
 		key, err := a.publicKey()
@@ -247,11 +178,11 @@ func (a *app) vmPrune() *cobra.Command {
 		idle := slices.DeleteFunc(all, func(m api.Machine) bool { return m.State != api.Stopped && m.State != api.Failed })
 		if len(idle) == 0 {
 			a.note("nothing to delete: no VM is stopped")
-			return tell(a, []outcome{}, did("deleted"))
+			return a.printer().Tell([]answer.Outcome{}, answer.Did("deleted"))
 		}
 		if !force {
-			a.machineTable(a.Stderr, idle, false)
-			if err := a.confirm(ctx, fmt.Sprintf("delete %s for good, disks included?", count(len(idle), "VM")), "banger vm prune -f"); err != nil {
+			a.printer().Machines(a.Stderr, idle, false)
+			if err := a.confirm(ctx, fmt.Sprintf("delete %s for good, disks included?", answer.Count(len(idle), "VM")), "banger vm prune -f"); err != nil {
 				return err
 			}
 		}
@@ -259,7 +190,7 @@ func (a *app) vmPrune() *cobra.Command {
 		for i, m := range idle {
 			refs[i] = m.ID
 		}
-		return a.each(ctx, d, refs, did("deleted"), func(ctx context.Context, m api.Machine) (api.Machine, error) {
+		return a.each(ctx, d, refs, answer.Did("deleted"), func(ctx context.Context, m api.Machine) (api.Machine, error) {
 			if m.State != api.Stopped && m.State != api.Failed { // somebody has started it meanwhile
 				return m, &api.Error{Code: api.Conflict, Msg: fmt.Sprintf("VM %q is %s now and was left alone", m.Name, m.State)}
 			}

@@ -6,7 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"banger/internal/agentapi"
-	"banger/internal/printable"
+	"banger/internal/answer"
 	"banger/internal/session"
 	"banger/internal/usage"
 )
@@ -43,14 +43,14 @@ path, or one after ~/, begins at /root. "-" is a tar on stdin or stdout.
 				done, err = a.session(m).CopyOut(cmd.Context(), from, to.Path)
 			}
 			for _, name := range done.Skipped {
-				a.note("banger: %s is neither a file nor a directory and was left out", printable.Line(name, 200))
+				a.note("banger: %s is neither a file nor a directory and was left out", answer.Line(name, 200))
 			}
 			if err != nil || to.Path == "-" { // stdout is the tar's
 				return err
 			}
 			return a.print(done, func(io.Writer) {
 				if session.IsTerminal(a.Stderr) {
-					a.dim("copied %s, %s", count(int(done.Files), "file"), byteCount(done.Bytes))
+					a.dim("copied %s, %s", answer.Count(int(done.Files), "file"), answer.Bytes(done.Bytes))
 				}
 			})
 		},

@@ -2,14 +2,12 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"io"
 
 	"github.com/spf13/cobra"
 
 	"banger/internal/client"
 	"banger/internal/companionapi"
-	"banger/internal/printable"
 	"banger/internal/usage"
 )
 
@@ -48,7 +46,7 @@ the bytes as they are.`,
 			}
 			defer console.Close()
 			defer context.AfterFunc(ctx, func() { console.Close() })()
-			n, err := a.showConsole(m.Name, console, lines, raw)
+			n, err := a.printer().Console(m.Name, console, lines, raw)
 			switch {
 			case ctx.Err() != nil:
 				return nil // Ctrl-C is how following ends
@@ -62,38 +60,4 @@ the bytes as they are.`,
 	c.Flags().BoolVar(&raw, "raw", false, "do not make control characters visible")
 	c.Flags().IntVarP(&lines, "lines", "n", 0, "only the last lines (default: all that is kept, up to 16 MiB)")
 	return c
-}
-
-// A log is the JSON of `vm logs` and `daemon logs`.
-type log struct {
-	VM   string `json:"vm,omitempty"`
-	File string `json:"file,omitempty"`
-	Text string `json:"text"`
-}
-
-// showConsole prints a console, or its last lines if lines is not 0, and
-// returns how much of it there was.
-func (a *app) showConsole(vm string, console io.Reader, lines int, raw bool) (n int64, err error) {
-	switch {
-	case lines > 0 || a.json:
-		// The companion bounds it, to 16 MiB in all.
-		all, err := io.ReadAll(console)
-		n = int64(len(all))
-		if err != nil || n == 0 && !a.json {
-			return n, err
-		}
-		if lines > 0 && n > 0 {
-			all = append(printable.Tail(all, lines), '\n')
-		}
-		if raw && !a.json {
-			_, err = a.Stdout.Write(all)
-			return n, err
-		}
-		return n, a.print(log{VM: vm, Text: string(all)}, func(w io.Writer) { w.Write(all) })
-	case raw:
-		return io.Copy(a.Stdout, console)
-	}
-	p := printable.NewWriter(a.Stdout)
-	n, err = io.Copy(p, console)
-	return n, errors.Join(err, p.Close())
 }

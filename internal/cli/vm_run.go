@@ -9,12 +9,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"banger/internal/answer"
 	"banger/internal/api"
 	"banger/internal/client"
 	"banger/internal/companionapi"
 	"banger/internal/config"
 	"banger/internal/names"
-	"banger/internal/printable"
 	"banger/internal/progress"
 	"banger/internal/session"
 	"banger/internal/usage"
@@ -220,10 +220,10 @@ func (r *run) printPlan() error {
 		for _, f := range r.plan.Files {
 			if f.Mode != 0 {
 				files++
-				fmt.Fprintf(w, "%06o %8d %-9s %s\n", f.Mode, f.Size, f.State, printable.Line(f.Path, 1<<12))
+				fmt.Fprintf(w, "%06o %8d %-9s %s\n", f.Mode, f.Size, f.State, answer.Line(f.Path, 1<<12))
 			}
 		}
-		r.note("%s, %s, would go to %s; nothing was made", count(files, "file"), byteCount(r.plan.Bytes), r.plan.GuestPath)
+		r.note("%s, %s, would go to %s; nothing was made", answer.Count(files, "file"), answer.Bytes(r.plan.Bytes), r.plan.GuestPath)
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"banger/internal/answer"
 	"banger/internal/api"
 	"banger/internal/client"
 	"banger/internal/config"
@@ -89,7 +90,7 @@ disk only grows, and the guest's file system with it.
 				if err != nil {
 					return err
 				}
-				return a.print(m, func(w io.Writer) { showMachine(w, m) })
+				return a.print(m, func(w io.Writer) { answer.Machine(w, m) })
 			})(cmd, given)
 		},
 	}
