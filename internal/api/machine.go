@@ -1,6 +1,9 @@
 package api
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // A State is where a VM is in its life. The owner daemon alone changes it.
 type State string
@@ -82,7 +85,10 @@ type Machine struct {
 	Kernel    string     `json:"kernel"`
 	Spec      Spec       `json:"spec"`
 	Driver    string     `json:"driver,omitempty"` // see vmm.Driver; while it runs
-	Network   string     `json:"network"`          // "none" so far
+	Network   string     `json:"network"`          // one of the networks below
+	Address   netip.Addr `json:"address,omitzero"` // leased to it as long as it exists
+	NAT       bool       `json:"nat"`              // it may reach the internet
+	Autostart bool       `json:"autostart"`        // it is started after a restart of the host
 	Ephemeral bool       `json:"ephemeral"`        // deleted when its lease ends (--rm)
 	Workspace *Workspace `json:"workspace,omitempty"`
 	Created   time.Time  `json:"created"`
@@ -92,6 +98,22 @@ type Machine struct {
 	Companion string `json:"companion,omitempty"`
 	VMMPID    int    `json:"vmm_pid,omitempty"`
 	DiskUsed  int64  `json:"disk_used_bytes"` // bytes the VM disk takes on the host
+}
+
+// The networks that a VM can have, as words for people too.
+const (
+	NetworkNone     = "none"              // user mode: what it needs comes over banger's own channel
+	NetworkHost     = "host only"         // the host reaches it, and it reaches nothing by itself
+	NetworkInternet = "host and internet" // it has NAT
+)
+
+// NoNetwork refuses what needs a network where VMs have none.
+func NoNetwork(what string) error {
+	return &Error{
+		Code: Unsupported,
+		Msg:  what + " needs VMs that have a network, and in user mode they have none",
+		Hint: `install system mode with: sudo banger system install --owner "$USER"`,
+	}
 }
 
 // CreateMachine asks for a new VM. The reply is a stream of [Event].
@@ -104,6 +126,7 @@ type CreateMachine struct {
 	Spec          Spec       `json:"spec"`
 	Ephemeral     bool       `json:"ephemeral,omitempty"`
 	NoStart       bool       `json:"no_start,omitempty"`
+	NAT           bool       `json:"nat,omitempty"`  // unsupported where VMs have no network
 	Wait          Stage      `json:"wait,omitempty"` // result is sent when this stage is reached; sockets if empty
 	AuthorizedKey string     `json:"authorized_key"` // the user's public key, one line
 	Workspace     *Workspace `json:"workspace,omitempty"`
@@ -127,12 +150,15 @@ type KillMachine struct {
 }
 
 // SetMachine changes a VM; nil means "as it is". Sizes need a stopped VM, and
-// a disk only grows.
+// a disk only grows. NAT is changed at once, also of a VM that runs, and what a
+// VM that loses it has open ends.
 type SetMachine struct {
 	Name      *string    `json:"name,omitempty"`
 	VCPUs     *int       `json:"vcpus,omitempty"`
 	MemoryMiB *int64     `json:"memory_mib,omitempty"`
 	DiskBytes *int64     `json:"disk_bytes,omitempty"`
+	NAT       *bool      `json:"nat,omitempty"`
+	Autostart *bool      `json:"autostart,omitempty"`
 	Workspace *Workspace `json:"workspace,omitempty"`
 }
 

@@ -1,6 +1,9 @@
 package api
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // Image is a base image in the store.
 type Image struct {
@@ -60,9 +63,20 @@ type Hello struct {
 	DriverWhy string `json:"driver_why,omitempty"`
 	// Problem is why no VM can be started on this host, if none can.
 	Problem  *Error    `json:"problem,omitempty"`
+	Network  *Network  `json:"network,omitempty"` // what VMs are on; nil in user mode
 	Started  time.Time `json:"started"`
 	Machines int       `json:"machines"`
 	Running  int       `json:"running"`
+}
+
+// Network is what VMs are on in system mode, and how they are found by name.
+type Network struct {
+	Prefix netip.Prefix `json:"prefix"`
+	Zone   string       `json:"zone"`          // "vm"
+	DNS    string       `json:"dns,omitempty"` // where the zone is answered for; "" if nowhere
+	// Problem is why names do not work, if they do not: the port is taken, or the
+	// host's resolver cannot be told of it. VMs work without.
+	Problem *Error `json:"problem,omitempty"`
 }
 
 // Protocol is the version of the owner API. A daemon answers requests of its

@@ -38,8 +38,9 @@ import (
 // Numbers of the migrations, over all nouns: a step that was released keeps its
 // number, so a new one gets the next, whatever its noun.
 const (
-	imageMigration  = 2 // 1 is the machines'
-	kernelMigration = 3
+	imageMigration   = 2 // 1 is the machines'
+	kernelMigration  = 3
+	addressMigration = 4 // the machines' second
 )
 
 // Config configures [Run]. Layout, Host and Agent are required.
@@ -139,7 +140,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 // first: what they use must not be swept.
 func (d *Daemon) open(ctx context.Context) (err error) {
 	l := d.cfg.Layout
-	migrations := machine.Migrations()
+	migrations := machine.Migrations(addressMigration)
 	migrations = append(migrations, image.Migrations(imageMigration)...)
 	migrations = append(migrations, kernel.Migrations(kernelMigration)...)
 	d.db, err = store.Open(ctx, store.Config{Path: l.DB, Migrations: migrations, Log: d.log})

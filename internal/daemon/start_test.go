@@ -303,7 +303,7 @@ func TestLostStateIsRebuilt(t *testing.T) {
 // fresh opens the state as a daemon would that dies at once.
 func (w world) fresh(t *testing.T) bool {
 	t.Helper()
-	steps := append(append(machine.Migrations(), image.Migrations(2)...), kernel.Migrations(3)...)
+	steps := append(append(machine.Migrations(4), image.Migrations(2)...), kernel.Migrations(3)...)
 	db, err := store.Open(t.Context(), store.Config{Path: w.layout.DB, Migrations: steps})
 	if err != nil {
 		t.Fatal(err)

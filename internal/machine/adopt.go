@@ -29,10 +29,41 @@ func (v *vm) adopt(life context.Context) (then func()) {
 		then, err = v.adoptRun(life)
 	}
 	v.log("adopting VM", err)
+	if v.row.Untold && v.run != nil {
+		v.log("telling the host what a VM may reach", v.tellNAT(clean))
+	}
 	if v.x.cfg.Store.Fresh() && !v.deleted {
 		v.log("adopting VM", v.x.cfg.KnownHost(v.row.Name, v.id, v.row.Identity.HostKeyPub))
 	}
+	if v.row.Autostart && v.row.BootID != v.x.cfg.BootID && !v.deleted {
+		resume := then
+		then = func() {
+			resume()
+			v.autostart(life)
+		}
+	}
 	return then
+}
+
+// autostart starts a VM because the host was started, whatever it did before
+// that. What this daemon cannot finish the next one does.
+func (v *vm) autostart(life context.Context) {
+	clean := context.WithoutCancel(life)
+	reason := v.row.Reason
+	if s := v.row.State; s == api.Stopped || s == api.Failed {
+		v.x.cfg.Log.Info("starting VM after a start of the host", "vm", v.row.Name)
+		err := v.start(clean, life, "", &teller{})
+		v.log("starting VM after a start of the host", err)
+		if closing(err) {
+			return
+		}
+		if reason = v.row.Reason; err != nil && reason == "" && api.CodeOf(err) != api.Interrupted {
+			reason = "it could not be started after a start of the host: " + api.AsError(err).Msg
+		}
+	}
+	if !v.deleted {
+		v.log("noting an autostart", v.save(clean, v.row.State, func(r *row) { r.Reason, r.BootID = reason, v.x.cfg.BootID }))
+	}
 }
 
 // adoptRun takes over the VMM that the row tells of, or says why it has gone.

@@ -119,7 +119,7 @@ func TestLostStateIsRebuilt(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A daemon that dies right after it has made another leaves all to the next.
-	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(dir, "state.db"), Migrations: machine.Migrations()})
+	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(dir, "state.db"), Migrations: machine.Migrations(2)})
 	if err != nil {
 		t.Fatal(err)
 	}

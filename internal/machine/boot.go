@@ -98,8 +98,13 @@ func (v *vm) start(ctx, life context.Context, userKey string, t *teller) error {
 		v.unfollow()
 	}
 	v.stage = api.StageNone // how far the last boot came, if the guest asked for this one
-	err := v.save(ctx, api.Starting, func(r *row) {
+	address, err := v.x.table.Lease(v.id)
+	if err != nil {
+		return err
+	}
+	err = v.save(ctx, api.Starting, func(r *row) {
 		r.Reason, r.Record = "", nil
+		r.Address, r.Untold = address, false // the launch tells
 		if userKey != "" {
 			r.UserKey = userKey
 		}
@@ -199,7 +204,7 @@ func (v *vm) launch(ctx context.Context) (_ host.Run, err error) {
 		Lease:       v.row.Ephemeral,
 		ConsolePath: v.path(rows.ConsoleName),
 	}
-	v.row.Introduce(&spec, time.Now())
+	v.row.Introduce(&spec, v.x.cfg.Net, time.Now())
 	return v.x.cfg.Host.Launch(ctx, spec)
 }
 

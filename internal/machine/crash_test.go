@@ -103,6 +103,14 @@ func operations() []operation {
 			_, err := w.x.Kill(ctx, "web", api.KillMachine{})
 			return err
 		}, slices.Concat([]string{"kill.sent"}, settling)},
+		{"set nat", runs, func(ctx context.Context, w *world) error {
+			nat := true
+			if m, err := w.x.Get("web"); err == nil && m.NAT { // it came to pass before the crash
+				nat = false
+			}
+			_, err := w.x.Set(ctx, "web", api.SetMachine{NAT: &nat})
+			return err
+		}, []string{"set.row", "set.told"}},
 		{"delete", runs, func(ctx context.Context, w *world) error {
 			_, err := w.x.Delete(ctx, "web")
 			return err
@@ -198,6 +206,9 @@ func killAt(t *testing.T, o operation, point string) {
 		case api.Running, api.Stopped, api.Failed:
 		default:
 			t.Errorf("after a crash VM %q is %q, want it at rest", m.Name, m.State)
+		}
+		if n := w.host.Net(m.ID); m.State == api.Running && (n == nil || n.NAT != m.NAT || n.Addr != m.Address) {
+			t.Errorf("after a crash VM %q has NAT %v and %v, and the host goes by %+v", m.Name, m.NAT, m.Address, n)
 		}
 		if m.Ephemeral {
 			t.Errorf("after a crash the ephemeral VM %q is %q, want it gone: nobody leases it", m.Name, m.State)

@@ -28,7 +28,7 @@ const leaseTimeout = 5 * time.Second
 // A VM whose guest does not call home, or does not reach the stage in time, is
 // kept, ephemeral or not, for a look at its console.
 func (x *Index) Create(ctx context.Context, req api.CreateMachine, emit func(api.Event)) error {
-	want, err := checkCreate(req)
+	want, err := x.checkCreate(req)
 	if err != nil {
 		return err
 	}
@@ -74,7 +74,7 @@ func (x *Index) Create(ctx context.Context, req api.CreateMachine, emit func(api
 }
 
 // checkCreate refuses what is wrong with a request before anything exists.
-func checkCreate(req api.CreateMachine) (want api.Stage, err error) {
+func (x *Index) checkCreate(req api.CreateMachine) (want api.Stage, err error) {
 	if req.Name != "" {
 		if err := names.CheckVM(req.Name); err != nil {
 			return "", err
@@ -86,11 +86,14 @@ func checkCreate(req api.CreateMachine) (want api.Stage, err error) {
 	if req.NoStart && req.Ephemeral {
 		return "", &api.Error{Code: api.Invalid, Msg: "a VM that is not started has no lease to end with: --no-start and --rm exclude each other"}
 	}
+	if req.NAT && x.cfg.Net == nil {
+		return "", api.NoNetwork("--nat")
+	}
 	return stageOf(req.Wait)
 }
 
-// reserve takes an id and the name, in memory: of a hundred clients with one
-// name the first wins, and the others learn it before anything is written.
+// reserve takes an id, the name and an address, in memory: of a hundred clients
+// with one name the first wins, and the others learn it before anything is written.
 // Until its row is written the VM is not listed and no reference finds it.
 func (x *Index) reserve(req api.CreateMachine, origin Origin) (*vm, error) {
 	x.mu.Lock()
@@ -105,8 +108,13 @@ func (x *Index) reserve(req api.CreateMachine, origin Origin) (*vm, error) {
 	if x.byName[name] != nil {
 		return nil, rows.Taken(name)
 	}
+	id := names.NewID()
+	address, err := x.table.Lease(id)
+	if err != nil {
+		return nil, err
+	}
 	v := x.newVM(row{
-		ID: names.NewID(), Name: name,
+		ID: id, Name: name, Address: address, NAT: req.NAT,
 		Ephemeral: req.Ephemeral, Origin: origin, Spec: req.Spec,
 		Workspace: req.Workspace, UserKey: req.AuthorizedKey, Created: time.Now(),
 	})
@@ -114,8 +122,9 @@ func (x *Index) reserve(req api.CreateMachine, origin Origin) (*vm, error) {
 	return v, nil
 }
 
-// forget takes v out of the index.
+// forget takes v out of the index, when nothing is left that uses its address.
 func (x *Index) forget(v *vm) {
+	x.table.Unlease(v.id)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	delete(x.byID, v.id)

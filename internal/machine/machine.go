@@ -53,8 +53,12 @@ type Origin = rows.Origin
 // row is what is kept of a VM.
 type row = rows.Row
 
-// Migrations are the steps of the table of VMs.
-func Migrations() []store.Migration { return rows.Migrations() }
+// Net is the network that VMs have their addresses of.
+type Net = rows.Net
+
+// Migrations are the steps of the table of VMs, the second with the number
+// address.
+func Migrations(address int) []store.Migration { return rows.Migrations(address) }
 
 // Users returns the names of the VMs that were made from the image or kernel
 // with this id, as of the transaction tx.
@@ -104,6 +108,12 @@ type Config struct {
 	Host   host.Host
 	Images Images
 	Dir    string // holds one directory per VM, named by its id; must exist
+
+	// Net is what VMs are on; they have no network if nil.
+	Net *Net
+	// BootID names the time since the host's start. A VM with autostart that has
+	// not seen it is started; none is if empty.
+	BootID string
 
 	// Companion returns a client for a companion's socket; companionapi.New
 	// if nil.
@@ -165,7 +175,7 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 		byID:   map[string]*vm{},
 		byName: map[string]*vm{},
 	}
-	x.table = rows.Table{Store: x.cfg.Store, Dir: x.cfg.Dir, Log: x.cfg.Log}
+	x.table = rows.NewTable(x.cfg.Store, x.cfg.Dir, x.cfg.Net, x.cfg.Log)
 	all, err := x.table.Load(ctx)
 	if err != nil {
 		return nil, err

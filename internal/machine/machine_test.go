@@ -32,7 +32,7 @@ func TestCreateTellsWhatHappens(t *testing.T) {
 	if diff := cmp.Diff(want, types(events)); diff != "" {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
-	if m.State != api.Running || m.Companion == "" || m.VMMPID == 0 || m.Driver != "fake" || m.DiskUsed == 0 || m.Network != "none" {
+	if m.State != api.Running || m.Companion == "" || m.VMMPID == 0 || m.Driver != "fake" || m.DiskUsed == 0 || m.Network != api.NetworkHost || !m.Address.IsValid() {
 		t.Errorf("result = %+v, want a running VM with all there is to know", m)
 	}
 	if fi, err := os.Stat(filepath.Join(w.dir, "vms", m.ID, "disk.ext4")); err != nil || fi.Mode() != 0o600 {

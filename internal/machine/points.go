@@ -10,6 +10,7 @@ func CrashPoints() []string {
 		"boot.opened", "boot.launched", "boot.recorded", "boot.called", "boot.running", "boot.retry", "boot.failed",
 		"stop.row", "stop.ended", "kill.sent",
 		"settle.released", "settle.done",
+		"set.row", "set.told",
 		"delete.row", "delete.released", "delete.files", "delete.forgotten", "delete.done",
 	}
 }

@@ -10,8 +10,9 @@ import (
 	"banger/internal/names"
 )
 
-// Set changes name, sizes or workspace. Sizes need a stopped VM, and the disk
-// only grows; a new name reaches the guest at its next boot.
+// Set changes name, sizes, network, autostart or workspace. Sizes need a stopped
+// VM, and the disk only grows; a new name reaches the guest at its next boot, and
+// so do name servers after NAT was given.
 func (x *Index) Set(ctx context.Context, ref string, req api.SetMachine) (api.Machine, error) {
 	v, err := x.find(ref)
 	if err != nil {
@@ -21,6 +22,9 @@ func (x *Index) Set(ctx context.Context, ref string, req api.SetMachine) (api.Ma
 		if err := names.CheckVM(*req.Name); err != nil {
 			return api.Machine{}, err
 		}
+	}
+	if req.NAT != nil && *req.NAT && x.cfg.Net == nil {
+		return api.Machine{}, api.NoNetwork("--nat")
 	}
 	err = v.ask(ctx, patient, func(context.Context) error { return v.set(context.WithoutCancel(ctx), req) })
 	return v.machine(), err
@@ -71,6 +75,9 @@ func (v *vm) set(ctx context.Context, req api.SetMachine) (err error) {
 		if req.Name != nil {
 			r.Name = *req.Name
 		}
+		if req.Autostart != nil {
+			r.Autostart, r.BootID = *req.Autostart, v.x.cfg.BootID
+		}
 	})
 	if err != nil {
 		return err
@@ -78,6 +85,11 @@ func (v *vm) set(ctx context.Context, req api.SetMachine) (err error) {
 	if v.row.Name != old {
 		if err := v.x.cfg.ForgetHost(old, v.id); err != nil {
 			return fmt.Errorf("renaming VM %q: %w", old, err)
+		}
+	}
+	if req.NAT != nil && *req.NAT != v.row.NAT {
+		if err := v.setNAT(ctx, *req.NAT); err != nil {
+			return err
 		}
 	}
 	return v.copyRow()

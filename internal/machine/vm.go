@@ -275,7 +275,8 @@ func (v *vm) machine() api.Machine {
 	m := api.Machine{
 		ID: r.ID, Name: r.Name, State: r.State, Reason: r.Reason, Stage: p.stage,
 		Image: r.Origin.Image, ImageID: r.Origin.ImageID, Kernel: r.Origin.Kernel,
-		Spec: r.Spec, Network: "none", Ephemeral: r.Ephemeral, Workspace: r.Workspace,
+		Spec: r.Spec, Network: v.x.network(r), Address: r.Address, NAT: r.NAT, Autostart: r.Autostart,
+		Ephemeral: r.Ephemeral, Workspace: r.Workspace,
 		Created: r.Created, Started: r.Started,
 		Companion: p.companion,
 		DiskUsed:  int64(disk.Used(v.path(rows.DiskName))),

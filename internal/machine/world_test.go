@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -69,17 +70,25 @@ func (i images) Open(context.Context, machine.Origin) (*machine.Boot, error) {
 
 // enter opens the world in dir. limits may be zero.
 func enter(ctx context.Context, dir string, limits machine.Limits) (*world, error) {
+	return enterAs(ctx, dir, func(c *machine.Config) { c.Limits = limits })
+}
+
+// resolver is the name server of guests that may reach the internet.
+var resolver = netip.MustParseAddr("192.0.2.53")
+
+// enterAs opens the world in dir with another configuration than the usual.
+func enterAs(ctx context.Context, dir string, change func(c *machine.Config)) (*world, error) {
 	for _, d := range []string{"vms", "held"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 			return nil, err
 		}
 	}
-	st, err := store.Open(ctx, store.Config{Path: filepath.Join(dir, "state.db"), Migrations: machine.Migrations()})
+	st, err := store.Open(ctx, store.Config{Path: filepath.Join(dir, "state.db"), Migrations: machine.Migrations(2)})
 	if err != nil {
 		return nil, err
 	}
 	w := &world{dir: dir, host: fakehost.New(filepath.Join(dir, "held")), st: st, known: map[string]string{}}
-	w.x, err = machine.Open(ctx, machine.Config{
+	cfg := machine.Config{
 		Store: st, Host: w.host, Images: images{}, Dir: filepath.Join(dir, "vms"),
 		Companion: func(socket string) machine.Companion { return w.host.Companion(socket) },
 		KnownHost: func(name, id, key string) error {
@@ -96,8 +105,11 @@ func enter(ctx context.Context, dir string, limits machine.Limits) (*world, erro
 			}
 			return nil
 		},
-		Limits: limits,
-	})
+		Net:    &machine.Net{Prefix: netip.MustParsePrefix("10.213.0.0/16"), Resolvers: func() []netip.Addr { return []netip.Addr{resolver} }},
+		BootID: "first",
+	}
+	change(&cfg)
+	w.x, err = machine.Open(ctx, cfg)
 	if err != nil {
 		return nil, errors.Join(err, st.Close())
 	}
@@ -130,7 +142,12 @@ func newWorld(t *testing.T, dir string, prepare func(w *world)) *world {
 
 func newLimitedWorld(t *testing.T, dir string, limits machine.Limits, prepare func(w *world)) *world {
 	t.Helper()
-	w, err := enter(t.Context(), dir, limits)
+	return newWorldAs(t, dir, func(c *machine.Config) { c.Limits = limits }, prepare)
+}
+
+func newWorldAs(t *testing.T, dir string, change func(c *machine.Config), prepare func(w *world)) *world {
+	t.Helper()
+	w, err := enterAs(t.Context(), dir, change)
 	if err != nil {
 		t.Fatalf("entering: %v", err)
 	}

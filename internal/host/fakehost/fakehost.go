@@ -31,6 +31,7 @@ const (
 	aliveName = "alive" // exists while the VMM runs; holds the host.Record
 	exitName  = companionapi.ExitName
 	leaseName = "lease" // exists once a lease was taken
+	netName   = "net"   // the host.Net of a VM that has one
 )
 
 // A Host holds VMs as subdirectories of Dir. A second Host on the same Dir
@@ -45,7 +46,7 @@ type Host struct {
 	mu       sync.Mutex
 	runs     map[string]*Run
 	launches map[string]int
-	nets     map[string]host.Net
+	natErr   error
 }
 
 // A Behaviour is how one launch goes. In the zero one everything works.
@@ -61,7 +62,7 @@ type Behaviour struct {
 
 // New returns a host on dir, which must exist.
 func New(dir string) *Host {
-	return &Host{Dir: dir, runs: map[string]*Run{}, launches: map[string]int{}, nets: map[string]host.Net{}}
+	return &Host{Dir: dir, runs: map[string]*Run{}, launches: map[string]int{}}
 }
 
 // Launch implements [host.Host].
@@ -102,9 +103,9 @@ func (h *Host) Launch(ctx context.Context, s host.Spec) (host.Run, error) {
 	}
 	r.hangs = b.StopHangs
 	if s.Net != nil {
-		h.mu.Lock()
-		h.nets[s.ID] = *s.Net
-		h.mu.Unlock()
+		if err := h.setNet(s.ID, *s.Net); err != nil {
+			return nil, err
+		}
 	}
 	h.play(r, b)
 	return r, nil
@@ -113,25 +114,46 @@ func (h *Host) Launch(ctx context.Context, s host.Spec) (host.Run, error) {
 // SetNAT implements [host.Host].
 func (h *Host) SetNAT(_ context.Context, id string, nat bool) error {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	n, ok := h.nets[id]
-	if !ok {
-		return &api.Error{Code: api.Unsupported, Msg: "this VM has no network"}
+	err := h.natErr
+	h.mu.Unlock()
+	n := h.Net(id)
+	if n == nil && err == nil {
+		err = &api.Error{Code: api.Unsupported, Msg: "this VM has no network"}
+	}
+	if err != nil {
+		return err
 	}
 	n.NAT = nat
-	h.nets[id] = n
-	return nil
+	return h.setNet(id, *n)
+}
+
+// FailNAT makes SetNAT fail with err, or succeed again.
+func (h *Host) FailNAT(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.natErr = err
 }
 
 // Net is what a VM was launched with, or SetNAT has made of it; nil if it has no
 // network.
 func (h *Host) Net(id string) *host.Net {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if n, ok := h.nets[id]; ok {
-		return &n
+	b, err := os.ReadFile(filepath.Join(h.dir(id), netName))
+	if err != nil {
+		return nil
 	}
-	return nil
+	n := &host.Net{}
+	if err := json.Unmarshal(b, n); err != nil {
+		return nil
+	}
+	return n
+}
+
+func (h *Host) setNet(id string, n host.Net) error {
+	b, err := json.Marshal(n)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(h.dir(id), netName), b, 0o600)
 }
 
 // play makes the guest do what b says.

@@ -3,8 +3,10 @@ package rows
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"net/netip"
 	"time"
 
+	"banger/internal/agentapi"
 	"banger/internal/host"
 	"banger/internal/sshkey"
 )
@@ -38,8 +40,29 @@ func NewIdentity() (Identity, error) {
 	}, nil
 }
 
-// Introduce fills in who the guest of r is, for one boot.
-func (r Row) Introduce(s *host.Spec, now time.Time) {
+// Net is the network that VMs have their addresses of.
+type Net struct {
+	Prefix netip.Prefix // its first host is the gateway
+	// Resolvers finds the name servers for a guest that may reach the internet,
+	// at each boot; there are none if nil.
+	Resolvers func() []netip.Addr
+}
+
+// join gives the guest of r its place on the network.
+func (n *Net) join(s *host.Spec, r Row) {
+	if n == nil || !r.Address.IsValid() {
+		return
+	}
+	s.Net = &host.Net{Addr: r.Address, NAT: r.NAT}
+	s.Identity.Net = &agentapi.Net{Addr: r.Address, Gateway: n.Prefix.Masked().Addr().Next()}
+	if r.NAT && n.Resolvers != nil {
+		s.Identity.Net.DNS = n.Resolvers()
+	}
+}
+
+// Introduce fills in who the guest of r is, and where on the network, for one
+// boot.
+func (r Row) Introduce(s *host.Spec, n *Net, now time.Time) {
 	s.Identity.Hostname = r.Name
 	s.Identity.MachineID = r.Identity.MachineID
 	s.Identity.HostKey = r.Identity.HostKey
@@ -50,4 +73,5 @@ func (r Row) Introduce(s *host.Spec, now time.Time) {
 	s.Identity.Seed = make([]byte, seedBytes)
 	rand.Read(s.Identity.Seed)
 	s.Identity.UnixNano = now.UnixNano()
+	n.join(s, r)
 }

@@ -7,6 +7,7 @@
 package rows
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -14,12 +15,16 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"banger/internal/api"
 	"banger/internal/host"
+	"banger/internal/lease"
 	"banger/internal/names"
 	"banger/internal/store"
 )
@@ -48,6 +53,16 @@ type Row struct {
 	Created   time.Time      `json:"created"`
 	Started   time.Time      `json:"started,omitzero"`
 	Record    *host.Record   `json:"record,omitempty"` // while there may be a VMM
+
+	Address netip.Addr `json:"address,omitzero"` // leased; none in user mode
+	NAT     bool       `json:"nat,omitempty"`    // it may reach the internet
+	// Untold is set while it is not known whether the host goes by NAT: it is
+	// being told.
+	Untold    bool `json:"untold,omitempty"`
+	Autostart bool `json:"autostart,omitempty"`
+	// BootID is the time since the host's start in which Autostart was set or
+	// heeded last; see procid.
+	BootID string `json:"boot_id,omitempty"`
 }
 
 // Files in a VM's directory.
@@ -57,16 +72,27 @@ const (
 	CopyName    = "vm.json"
 )
 
-// A Table is where rows are. All fields are required.
+// A Table is where rows are.
 type Table struct {
-	Store *store.Store // opened with [Migrations] among others
-	Dir   string       // holds one directory per VM, named by its id
-	Log   *slog.Logger
+	Store  *store.Store // opened with [Migrations] among others
+	Dir    string       // holds one directory per VM, named by its id
+	Leases *lease.Pool  // the addresses of VMs; they have none if nil
+	Log    *slog.Logger
 }
 
-// Migrations are the steps of the table machines. What SQL must see is in
-// columns; the rest of the row is in body, so a new field is no migration.
-func Migrations() []store.Migration {
+// NewTable returns a table of VMs on a network, which may be nil.
+func NewTable(s *store.Store, dir string, n *Net, log *slog.Logger) Table {
+	t := Table{Store: s, Dir: dir, Log: log}
+	if n != nil {
+		t.Leases = lease.New(n.Prefix)
+	}
+	return t
+}
+
+// Migrations are the steps of the table machines; the second has the number
+// address. What SQL must see is in columns; the rest of the row is in body, so a
+// new field is no migration.
+func Migrations(address int) []store.Migration {
 	return []store.Migration{{Number: 1, Noun: "machine", SQL: `
 		CREATE TABLE machines (
 			id        TEXT PRIMARY KEY,
@@ -76,7 +102,10 @@ func Migrations() []store.Migration {
 			body      TEXT NOT NULL
 		) STRICT;
 		CREATE INDEX machines_by_image ON machines (image_id);
-		CREATE INDEX machines_by_kernel ON machines (kernel_id);`}}
+		CREATE INDEX machines_by_kernel ON machines (kernel_id);`},
+		{Number: address, Noun: "machine", SQL: `
+		ALTER TABLE machines ADD COLUMN address TEXT;
+		CREATE UNIQUE INDEX machines_by_address ON machines (address);`}}
 }
 
 // Users returns the names of the VMs that were made from the image or kernel
@@ -105,10 +134,10 @@ func Insert(ctx context.Context, tx *sql.Tx, r Row) error {
 	if err != nil {
 		return fmt.Errorf("encoding row: %w", err)
 	}
-	_, err = tx.ExecContext(ctx, "INSERT INTO machines (id, name, image_id, kernel_id, body) VALUES (?, ?, ?, ?, ?)",
-		r.ID, r.Name, r.Origin.ImageID, r.Origin.KernelID, string(body))
+	_, err = tx.ExecContext(ctx, "INSERT INTO machines (id, name, image_id, kernel_id, address, body) VALUES (?, ?, ?, ?, ?, ?)",
+		r.ID, r.Name, r.Origin.ImageID, r.Origin.KernelID, r.address(), string(body))
 	if store.IsUnique(err) {
-		return Taken(r.Name)
+		return r.clash(err)
 	}
 	if err != nil {
 		return fmt.Errorf("writing row: %w", err)
@@ -124,11 +153,11 @@ func (t Table) Update(ctx context.Context, r Row) error {
 		return fmt.Errorf("encoding row: %w", err)
 	}
 	err = t.Store.Tx(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, "UPDATE machines SET name = ?, body = ? WHERE id = ?", r.Name, string(body), r.ID)
+		_, err := tx.ExecContext(ctx, "UPDATE machines SET name = ?, address = ?, body = ? WHERE id = ?", r.Name, r.address(), string(body), r.ID)
 		return err
 	})
 	if store.IsUnique(err) {
-		return Taken(r.Name)
+		return r.clash(err)
 	}
 	if err != nil {
 		return fmt.Errorf("writing row: %w", err)
@@ -146,6 +175,69 @@ func (t Table) Drop(ctx context.Context, id string) error {
 		return fmt.Errorf("removing row: %w", err)
 	}
 	return nil
+}
+
+// address is what SQL sees of the address: of two rows with one, the store
+// refuses the second.
+func (r Row) address() any {
+	if !r.Address.IsValid() {
+		return nil
+	}
+	return r.Address.String()
+}
+
+// clash says what r has that another row has too.
+func (r Row) clash(err error) error {
+	if strings.Contains(err.Error(), "machines.address") {
+		return &api.Error{Code: api.Conflict, Msg: fmt.Sprintf("the address %v of VM %q is another VM's", r.Address, r.Name)}
+	}
+	return Taken(r.Name)
+}
+
+// Lease is the address that a VM holds, a new one if it has none; none in user
+// mode.
+func (t Table) Lease(id string) (netip.Addr, error) {
+	if t.Leases == nil {
+		return netip.Addr{}, nil
+	}
+	return t.Leases.Take(id)
+}
+
+// Unlease gives the VM's address back.
+func (t Table) Unlease(id string) {
+	if t.Leases != nil {
+		t.Leases.Drop(id)
+	}
+}
+
+// keep has VMs hold the addresses that their rows say. One that cannot be had,
+// since the network is another by now, is forgotten unless its VM may run: the
+// next start leases another.
+func (t Table) keep(all []Row) {
+	slices.SortStableFunc(all, runningFirst)
+	for i, r := range all {
+		if t.Leases == nil || !r.Address.IsValid() {
+			continue
+		}
+		if err := t.Leases.Keep(r.ID, r.Address); err != nil {
+			t.Log.Warn("keeping the address of a VM", "vm", r.Name, "err", err)
+			if r.Record == nil {
+				all[i].Address = netip.Addr{}
+			}
+		}
+	}
+}
+
+// runningFirst orders rows: those that may have a VMM have the better right to
+// what two of them claim, and then the older.
+func runningFirst(a, b Row) int {
+	switch {
+	case a.Record != nil && b.Record == nil:
+		return -1
+	case a.Record == nil && b.Record != nil:
+		return 1
+	}
+	return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.ID, b.ID))
 }
 
 // Taken is the error for a name that another VM has.
@@ -186,6 +278,7 @@ func (t Table) Load(ctx context.Context) (good []Row, err error) {
 			return nil, err
 		}
 	}
+	t.keep(good)
 	return good, nil
 }
 
@@ -255,33 +348,49 @@ func (t Table) rebuild(ctx context.Context) error {
 	}); err != nil {
 		return fmt.Errorf("beginning to rebuild: %w", err)
 	}
-	taken := map[string]bool{}
-	for _, id := range ids {
-		r, err := t.readCopy(id)
-		if err != nil {
-			// Without a whole copy the VM was never complete, or is beyond us:
-			// if there is a disk, it is kept.
-			t.Log.Error("rebuilding VM", "id", id, "err", err)
-			if _, err := os.Lstat(filepath.Join(t.Dir, id, DiskName)); err == nil {
-				if err := t.setAside(ctx, id); err != nil {
-					return err
-				}
-			}
-			continue
-		}
-		for taken[r.Name] {
+	copies, err := t.copies(ctx, ids)
+	if err != nil {
+		return err
+	}
+	called, addresses := map[string]bool{}, map[netip.Addr]bool{}
+	for _, r := range copies {
+		for called[r.Name] {
 			r.Name = names.Random()
 		}
-		taken[r.Name] = true
+		if addresses[r.Address] { // the copy of one of the two is an old one
+			r.Address = netip.Addr{}
+		}
+		called[r.Name], addresses[r.Address] = true, r.Address.IsValid()
 		if r.Record == nil {
 			r.State = api.Stopped // the copy was made before the state was known
 		}
-		t.Log.Warn("rebuilding VM from its copy", "id", id, "name", r.Name)
+		t.Log.Warn("rebuilding VM from its copy", "id", r.ID, "name", r.Name)
 		if err := t.Store.Tx(ctx, func(tx *sql.Tx) error { return Insert(ctx, tx, r) }); err != nil {
-			return fmt.Errorf("rebuilding VM %s: %w", id, err)
+			return fmt.Errorf("rebuilding VM %s: %w", r.ID, err)
 		}
 	}
 	return nil
+}
+
+// copies reads the copies that the VMs' directories hold.
+func (t Table) copies(ctx context.Context, ids []string) (all []Row, err error) {
+	for _, id := range ids {
+		r, err := t.readCopy(id)
+		if err == nil {
+			all = append(all, r)
+			continue
+		}
+		// Without a whole copy the VM was never complete, or is beyond us:
+		// if there is a disk, it is kept.
+		t.Log.Error("rebuilding VM", "id", id, "err", err)
+		if _, err := os.Lstat(filepath.Join(t.Dir, id, DiskName)); err == nil {
+			if err := t.setAside(ctx, id); err != nil {
+				return nil, err
+			}
+		}
+	}
+	slices.SortStableFunc(all, runningFirst)
+	return all, nil
 }
 
 // IDs lists the ids that have directories.

@@ -1,6 +1,8 @@
 package rows
 
 import (
+	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -79,13 +81,44 @@ func TestIdentity(t *testing.T) {
 	}
 	now := time.Now()
 	var s1, s2 host.Spec
-	Row{Name: "web", Identity: a, UserKey: "k"}.Introduce(&s1, now)
-	Row{Name: "web", Identity: a}.Introduce(&s2, now)
+	Row{Name: "web", Identity: a, UserKey: "k"}.Introduce(&s1, nil, now)
+	Row{Name: "web", Identity: a}.Introduce(&s2, nil, now)
 	if string(s1.Identity.Seed) == string(s2.Identity.Seed) || len(s1.Identity.Seed) < 32 {
 		t.Error("two boots got the same seed, or a short one")
 	}
 	if s1.Identity.Hostname != "web" || len(s1.Identity.AuthorizedKeys) != 1 || len(s2.Identity.AuthorizedKeys) != 0 {
 		t.Errorf("identities %+v, %+v", s1.Identity, s2.Identity)
+	}
+}
+
+// A guest is told its address and gateway, and name servers if it has NAT.
+func TestIntroduceToTheNetwork(t *testing.T) {
+	addr, dns := netip.MustParseAddr("172.16.0.9"), netip.MustParseAddr("192.0.2.53")
+	net := &Net{Prefix: netip.MustParsePrefix("172.16.0.7/24"), Resolvers: func() []netip.Addr { return []netip.Addr{dns} }}
+	for _, tt := range []struct {
+		name string
+		r    Row
+		n    *Net
+		want string // gateway and name servers
+	}{
+		{"user mode", Row{}, nil, ""},
+		{"a row of user mode", Row{}, net, ""},
+		{"kept in", Row{Address: addr}, net, "172.16.0.1 []"},
+		{"let out", Row{Address: addr, NAT: true}, net, "172.16.0.1 [192.0.2.53]"},
+		{"let out, no resolvers", Row{Address: addr, NAT: true}, &Net{Prefix: net.Prefix}, "172.16.0.1 []"},
+	} {
+		var s host.Spec
+		tt.r.Introduce(&s, tt.n, time.Now())
+		got := ""
+		if n := s.Identity.Net; n != nil {
+			got = fmt.Sprint(n.Gateway, " ", n.DNS)
+			if n.Addr != tt.r.Address || *s.Net != (host.Net{Addr: tt.r.Address, NAT: tt.r.NAT}) {
+				t.Errorf("%s: address %v, spec %+v", tt.name, n.Addr, s.Net)
+			}
+		}
+		if got != tt.want || (s.Net == nil) != (tt.want == "") {
+			t.Errorf("%s: the guest is told %q, want %q", tt.name, got, tt.want)
+		}
 	}
 }
 
