@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -44,18 +45,27 @@ type Config struct {
 	LogLevel slog.Level
 	// Defaults are the sizes of [vm_defaults]; zero where not set.
 	Defaults Sizes
+	// NAT gives new VMs the internet, where VMs have a network.
+	NAT bool
+	// DefaultDNS are the name servers of guests with NAT; the host's own if none.
+	DefaultDNS []netip.Addr
 }
+
+// maxDNS is how many name servers a guest's resolver heeds: MAXNS of resolv.h.
+const maxDNS = 3
 
 // file is the form of config.toml.
 type file struct {
-	DefaultImageName string `toml:"default_image_name"`
-	SSHKeyPath       string `toml:"ssh_key_path"`
-	Mirror           string `toml:"mirror"`
-	LogLevel         string `toml:"log_level"`
+	DefaultImageName string   `toml:"default_image_name"`
+	SSHKeyPath       string   `toml:"ssh_key_path"`
+	Mirror           string   `toml:"mirror"`
+	LogLevel         string   `toml:"log_level"`
+	DefaultDNS       []string `toml:"default_dns"`
 	VMDefaults       struct {
 		VCPU      *int   `toml:"vcpu"`
 		MemoryMiB *int64 `toml:"memory_mib"`
 		DiskSize  string `toml:"disk_size"`
+		NAT       bool   `toml:"nat"`
 	} `toml:"vm_defaults"`
 }
 
@@ -85,7 +95,7 @@ func Parse(text []byte, home string) (Config, error) {
 	if err := d.Decode(&f); err != nil {
 		return Config{}, tomlError(err)
 	}
-	c := Config{DefaultImageName: f.DefaultImageName, Mirror: f.Mirror}
+	c := Config{DefaultImageName: f.DefaultImageName, Mirror: f.Mirror, NAT: f.VMDefaults.NAT}
 	if c.DefaultImageName != "" {
 		if err := names.CheckImage(c.DefaultImageName); err != nil {
 			return Config{}, fmt.Errorf("default_image_name: %w", err)
@@ -106,8 +116,26 @@ func Parse(text []byte, home string) (Config, error) {
 			return Config{}, fmt.Errorf("log_level: %q is not one of debug, info, warn, error", f.LogLevel)
 		}
 	}
+	if c.DefaultDNS, err = resolvers(f.DefaultDNS); err != nil {
+		return Config{}, fmt.Errorf("default_dns: %w", err)
+	}
 	c.Defaults, err = f.sizes()
 	return c, err
+}
+
+// resolvers reads name servers that a guest can reach, by IPv4 and not by itself.
+func resolvers(texts []string) (all []netip.Addr, err error) {
+	if len(texts) > maxDNS {
+		return nil, fmt.Errorf("there are %d, and a guest heeds %d", len(texts), maxDNS)
+	}
+	for _, text := range texts {
+		a, err := netip.ParseAddr(text)
+		if err != nil || !a.Is4() || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+			return nil, fmt.Errorf("%q is not an IPv4 address that a guest can reach", text)
+		}
+		all = append(all, a)
+	}
+	return all, nil
 }
 
 func (f file) sizes() (s Sizes, err error) {

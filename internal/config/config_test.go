@@ -2,12 +2,14 @@ package config_test
 
 import (
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"banger/internal/api"
 	"banger/internal/config"
@@ -20,10 +22,12 @@ default_image_name = "debian-bookworm"
 ssh_key_path = "~/.ssh/id_ed25519"
 mirror = "http://mirror.example/debian"
 log_level = "debug"
+default_dns = ["192.0.2.53", "10.0.0.1"]
 [vm_defaults]
 vcpu = 4
 memory_mib = 4096
 disk_size = "16G"
+nat = true
 `), "/home/alice")
 	if err != nil {
 		t.Fatal(err)
@@ -34,8 +38,10 @@ disk_size = "16G"
 		Mirror:           "http://mirror.example/debian",
 		LogLevel:         slog.LevelDebug,
 		Defaults:         config.Sizes{VCPUs: 4, Memory: 4 * size.GiB, Disk: 16 * size.GiB},
+		NAT:              true,
+		DefaultDNS:       []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("10.0.0.1")},
 	}
-	if d := cmp.Diff(want, got); d != "" {
+	if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); d != "" {
 		t.Errorf("Parse: -want +got\n%s", d)
 	}
 }
@@ -52,6 +58,12 @@ func TestParseRefuses(t *testing.T) {
 		{"[vm_defaults]\nmemory_mib = 64", "vm_defaults: 64 MiB of memory"},
 		{"[vm_defaults]\nmemory_mib = -1", "vm_defaults.memory_mib: -1"},
 		{"[vm_defaults]\ndisk_size = \"much\"", "vm_defaults.disk_size:"},
+		{"default_dns = \"192.0.2.53\"", "line 1: default_dns takes no string"},
+		{"default_dns = [\"ns.example\"]", `default_dns: "ns.example" is not an IPv4 address`},
+		{"default_dns = [\"127.0.0.53\"]", `default_dns: "127.0.0.53" is not an IPv4 address that a guest can reach`},
+		{"default_dns = [\"2001:db8::1\"]", `default_dns: "2001:db8::1" is not an IPv4 address`},
+		{`default_dns = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]`, "default_dns: there are 4, and a guest heeds 3"},
+		{"[vm_defaults]\nnat = \"yes\"", "line 2: vm_defaults.nat takes no string"},
 		{"default_image_name = \"../etc\"", "default_image_name:"},
 		{"default_image_name = 7", "line 1:"},
 		{"= nothing", "line 1:"},
@@ -65,7 +77,7 @@ func TestParseRefuses(t *testing.T) {
 
 func TestLoad(t *testing.T) {
 	dir := t.TempDir()
-	if c, err := config.Load(dir, ""); err != nil || c != (config.Config{}) {
+	if c, err := config.Load(dir, ""); err != nil || !cmp.Equal(c, config.Config{}) {
 		t.Errorf("Load without a file = %+v, %v; want the zero Config", c, err)
 	}
 	path := filepath.Join(dir, config.FileName)
