@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"banger/internal/api"
+	"banger/internal/bootfs"
 	"banger/internal/claim"
 	"banger/internal/config"
 	"banger/internal/crash"
@@ -154,7 +155,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	}()
 	known := sshconf.KnownHosts{Path: l.KnownHosts}
 	d.index, err = machine.Open(ctx, machine.Config{
-		Store: d.db, Host: d.cfg.Host, Images: &resolver{d: d, bootfs: bootfs{dir: l.Initramfs, agent: d.cfg.Agent}},
+		Store: d.db, Host: d.cfg.Host, Images: &resolver{d: d, bootfs: &bootfs.Cache{Dir: l.Initramfs, Agent: d.cfg.Agent}},
 		Dir:        l.VMs,
 		KnownHost:  func(name, _, key string) error { return known.Put(name, key) },
 		ForgetHost: func(name, _ string) error { return known.Remove(name) },

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -11,11 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"banger/internal/api"
-	"banger/internal/atomicfile"
-	"banger/internal/initramfs"
 	"banger/internal/paths"
 	"banger/internal/unixsock"
 )
@@ -122,61 +118,6 @@ func TestEveryCodeHasAStatus(t *testing.T) {
 		if got := statusOf(code); got < 400 || got == 500 {
 			t.Errorf("statusOf(%s) = %d", code, got)
 		}
-	}
-}
-
-func TestInitramfsIsKeptAndTidied(t *testing.T) {
-	dir := t.TempDir()
-	agent := filepath.Join(dir, "agent")
-	write := func(content string) {
-		t.Helper()
-		if err := atomicfile.Write(agent, []byte(content), 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	cache := filepath.Join(dir, "cache")
-	if err := os.Mkdir(cache, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	b := &bootfs{dir: cache, agent: agent}
-	open := func(kernel string) string {
-		t.Helper()
-		f, err := b.open(kernel, []initramfs.Module{{Name: "virtio", Data: []byte("\x7fELF v")}})
-		if err != nil {
-			t.Fatalf("open(%q) = %v", kernel, err)
-		}
-		defer f.Close()
-		return f.Name()
-	}
-	if _, err := b.open("k1", nil); err == nil {
-		t.Error("open() without an agent succeeded")
-	}
-	write("\x7fELF one")
-	first := open("k1")
-	if again := open("k1"); again != first {
-		t.Errorf("open() made %s and %s of the same", first, again)
-	}
-	if other := open("k2"); other == first {
-		t.Error("two kernels share an initramfs")
-	}
-	write("\x7fELF two")
-	old, half := filepath.Join(cache, "initramfs-old.cpio"), filepath.Join(cache, atomicfile.TempPrefix+"x")
-	long := time.Now().Add(-2 * unusedFor)
-	for _, p := range []string{old, half} {
-		if err := errors.Join(os.WriteFile(p, nil, 0o600), os.Chtimes(p, long, long)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if second := open("k1"); second == first {
-		t.Error("two agents share an initramfs")
-	}
-	for _, p := range []string{old, half} {
-		if _, err := os.Stat(p); err == nil {
-			t.Errorf("%s is still there", p)
-		}
-	}
-	if _, err := os.Stat(first); err != nil {
-		t.Errorf("the one that was used just now is gone: %v", err)
 	}
 }
 
