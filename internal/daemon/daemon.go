@@ -34,6 +34,7 @@ import (
 	"banger/internal/sshconf"
 	"banger/internal/store"
 	"banger/internal/unixsock"
+	"banger/internal/zone"
 )
 
 // Numbers of the migrations, over all nouns: a step that was released keeps its
@@ -53,7 +54,13 @@ type Config struct {
 	// is not.
 	Driver func(ctx context.Context) (name, why string)
 	// Check says why no VM can be started, if none can; never asked if nil.
-	Check  func() error
+	Check func() error
+	// Net is what VMs are on, and Names who is told of them by name: without
+	// either, as in user mode, they have no network. What Names leaves open of
+	// Prefix, Lookup, Reverse, Running and Log is filled in.
+	Net    *machine.Net
+	Names  *zone.Config
+	BootID string         // see [machine.Config]
 	Agent  string         // path of the program that goes into the initramfs
 	Limits machine.Limits // see [machine.Config]
 	// Companion returns a client for a companion's socket; see [machine.Config].
@@ -92,6 +99,7 @@ type Daemon struct {
 	index   *machine.Index
 	images  *image.Store
 	kernels *kernel.Store
+	zone    *zone.Keeper // nil without a network
 	pulls   struct {
 		images  pullable[api.Image]
 		kernels pullable[api.Kernel]
@@ -129,6 +137,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return fmt.Errorf("listening for clients: %w", err)
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
+	if d.zone != nil {
+		d.zone.Open(ctx)
+	}
 	d.log.Info("daemon is ready", "pid", os.Getpid(), "socket", cfg.Layout.Socket, "state", cfg.Layout.State)
 	if cfg.Ready != nil {
 		cfg.Ready()
@@ -157,6 +168,8 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	d.index, err = machine.Open(ctx, machine.Config{
 		Store: d.db, Host: d.cfg.Host, Images: &resolver{d: d, bootfs: &bootfs.Cache{Dir: l.Initramfs, Agent: d.cfg.Agent}},
 		Dir:        l.VMs,
+		Net:        d.cfg.Net,
+		BootID:     d.cfg.BootID,
 		KnownHost:  func(name, _, key string) error { return known.Put(name, key) },
 		ForgetHost: func(name, _ string) error { return known.Remove(name) },
 		Companion:  d.cfg.Companion, Limits: d.cfg.Limits, Log: d.log,
@@ -164,6 +177,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("opening the VMs: %w", err)
 	}
+	d.zone = d.keeper()
 	d.images, err = image.Open(ctx, image.Config{Store: d.db, Dir: l.Images, Users: machine.Users, Rebuild: d.db.Fresh()})
 	if err != nil {
 		return err
@@ -182,6 +196,35 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	return nil
 }
 
+// keeper has VMs found by their names, straight from the index.
+func (d *Daemon) keeper() *zone.Keeper {
+	if d.cfg.Names == nil || d.cfg.Net == nil {
+		return nil
+	}
+	c := *d.cfg.Names
+	c.Prefix, c.Log = d.cfg.Net.Prefix, d.log
+	c.Lookup, c.Reverse, c.Running = d.index.Address, d.index.NameOf, d.index.AnyRuns
+	return zone.New(c)
+}
+
+// look has the keeper look around soon, since something of VMs may have changed.
+func (d *Daemon) look() {
+	if d.zone != nil {
+		d.zone.Look()
+	}
+}
+
+// telling is emit, and a look as soon as there is a VMM: the first makes the link
+// that names are routed by.
+func (d *Daemon) telling(emit func(api.Event)) func(api.Event) {
+	return func(e api.Event) {
+		if e.Type == api.EventStarted {
+			d.look()
+		}
+		emit(e)
+	}
+}
+
 // serve answers requests until ctx ends or a request ends the daemon.
 func (d *Daemon) serve(ctx context.Context, l *unixsock.Listener) error {
 	// Requests live in this context, the VMs' goroutines in the other, which
@@ -197,6 +240,9 @@ func (d *Daemon) serve(ctx context.Context, l *unixsock.Listener) error {
 		}
 	})
 	wg.Go(func() { d.lookAround(vms) })
+	if d.zone != nil {
+		wg.Go(func() { d.zone.Run(vms) })
+	}
 	srv := d.server(requests)
 	wg.Go(func() {
 		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -24,6 +25,7 @@ import (
 	"banger/internal/machine"
 	"banger/internal/paths"
 	"banger/internal/recipe"
+	"banger/internal/zone"
 )
 
 // daemonEnv makes this test binary be bangerd.
@@ -57,6 +59,11 @@ func beDaemon() int {
 		if err == nil {
 			cfg := daemon.Config{Layout: l, User: user, Ready: a.Ready, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
 			pretend(&cfg)
+			cfg.Layout.System = os.Getenv(systemEnv) != ""
+			if at := os.Getenv(networkEnv); at != "" {
+				cfg.Net = &machine.Net{Prefix: netip.MustParsePrefix("172.16.0.0/24")}
+				cfg.Names = &zone.Config{Listen: netip.MustParseAddrPort(at), Helper: routes(l.State + ".routes"), Link: func() int { return 1 }}
+			}
 			err = daemon.Run(ctx, cfg)
 		}
 	}
@@ -67,6 +74,22 @@ func beDaemon() int {
 	}
 	return 0
 }
+
+// networkEnv gives VMs of the test's daemon a network, and says where their names
+// are answered for.
+const networkEnv = "BANGER_TEST_NETWORK"
+
+// systemEnv has the test's daemon believe that systemd started it.
+const systemEnv = "BANGER_TEST_SYSTEM"
+
+// routes is a root helper that writes down, in a file, where names are routed.
+type routes string
+
+func (r routes) Resolver(_ context.Context, port uint16) error {
+	return os.WriteFile(string(r), fmt.Append(nil, port), 0o600)
+}
+
+func (routes) Mend(context.Context) ([]string, error) { return nil, nil }
 
 // pretend gives a daemon a host whose VMs are files beside the state, and an
 // agent that only looks like one.

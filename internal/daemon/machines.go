@@ -28,6 +28,10 @@ func (d *Daemon) hello(c *call) error {
 			h.Problem = api.AsError(err)
 		}
 	}
+	if d.zone != nil {
+		n := d.zone.Status()
+		h.Network = &n
+	}
 	for _, m := range d.index.List() {
 		h.Machines++
 		if m.State == api.Running {
@@ -40,6 +44,9 @@ func (d *Daemon) hello(c *call) error {
 // shutdown ends the daemon. It answers when nobody can connect any more, so
 // that the next command finds no daemon that is about to go.
 func (d *Daemon) shutdown(c *call) error {
+	if d.cfg.Layout.System {
+		return &api.Error{Code: api.Unsupported, Msg: "systemd runs this daemon, and would not know why it ended", Hint: "sudo banger system restart"}
+	}
 	d.end.Do(func() { close(d.ending) })
 	<-d.closed
 	return c.empty()
@@ -82,7 +89,7 @@ func (d *Daemon) createMachine(c *call) error {
 		return err
 	}
 	ctx, s := c.stream()
-	return d.index.Create(ctx, req, s.emit)
+	return d.index.Create(ctx, req, d.telling(s.emit))
 }
 
 func (d *Daemon) startMachine(c *call) error {
@@ -91,7 +98,7 @@ func (d *Daemon) startMachine(c *call) error {
 		return err
 	}
 	ctx, s := c.stream()
-	return d.index.Start(ctx, c.r.PathValue("ref"), req, s.emit)
+	return d.index.Start(ctx, c.r.PathValue("ref"), req, d.telling(s.emit))
 }
 
 func (d *Daemon) restartMachine(c *call) error {
@@ -100,7 +107,7 @@ func (d *Daemon) restartMachine(c *call) error {
 		return err
 	}
 	ctx, s := c.stream()
-	return d.index.Restart(ctx, c.r.PathValue("ref"), req, s.emit)
+	return d.index.Restart(ctx, c.r.PathValue("ref"), req, d.telling(s.emit))
 }
 
 func (d *Daemon) stopMachine(c *call) error {

@@ -44,6 +44,16 @@ func (x *Index) NameOf(a netip.Addr) (string, bool) {
 	return "", false
 }
 
+// AnyRuns reports whether there is a VM that runs, or is about to.
+func (x *Index) AnyRuns() bool {
+	for _, p := range x.snapshots() {
+		if s := p.row.State; s == api.Running || s == api.Starting || s == api.Stopping {
+			return true
+		}
+	}
+	return false
+}
+
 // setNAT lets a VM out of the host or keeps it in: at once if it runs, else from
 // its next start on. If that fails nothing has changed. ctx must not end.
 func (v *vm) setNAT(ctx context.Context, nat bool) error {
