@@ -37,6 +37,7 @@ type world struct {
 	env  []string
 	as   *syscall.Credential // who runs the commands; nil is us
 	by   []string            // a program, with arguments, that runs the commands; may be empty
+	keep bool                // its VMs are for the next process
 
 	ready  sync.Once
 	golden sync.Once
@@ -180,7 +181,7 @@ func (w *world) end() error {
 		return nil
 	}
 	var errs []error
-	if _, err := os.Stat(w.root); err == nil && w.env != nil {
+	if _, err := os.Stat(w.root); err == nil && w.env != nil && !w.keep {
 		errs = append(errs, w.endVMs())
 		if l, err := w.find(); err == nil && !installed() {
 			errs = append(errs, os.RemoveAll(l.Runtime)) // it may be outside the root

@@ -2,17 +2,22 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
+	"os/user"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"banger/internal/api"
 	"banger/internal/client"
-	"banger/internal/paths"
+	"banger/internal/lab"
 	"banger/internal/recipe"
 	"banger/internal/testneed"
 	"banger/internal/vmtest"
@@ -24,7 +29,8 @@ import (
 func installed() bool { return os.Getenv(testneed.LabEnv) == "1" }
 
 // useInstalled makes the world that of the owner, and fills the store from the
-// files that the lab brought.
+// files that the lab brought. Where the tests are root, it installs banger first;
+// their commands are the owner's all the same.
 func (w *world) useInstalled(t *testing.T) error {
 	root, err := os.MkdirTemp("", "banger-e2e-")
 	if err != nil {
@@ -33,7 +39,18 @@ func (w *world) useInstalled(t *testing.T) error {
 	w.root, w.bin = root, "/usr/local/bin"
 	w.env = slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, "XDG_") && !strings.HasPrefix(e, "XDG_RUNTIME_DIR=") })
 	w.env = append(w.env, "PATH="+w.bin+":"+os.Getenv("PATH"))
-	l, err := paths.System(os.Getenv, os.Getuid(), os.Getenv("HOME"))
+	if os.Getuid() == 0 {
+		if err := w.becomeOwner(); err != nil {
+			return err
+		}
+		out, err := exec.CommandContext(t.Context(), lab.Dir+"/bin/banger", "system", "install", "--owner", lab.Owner,
+			"--firecracker", lab.Dir+"/firecracker/firecracker").CombinedOutput()
+		t.Logf("banger system install:\n%s", out)
+		if err != nil {
+			return fmt.Errorf("installing: %w", err)
+		}
+	}
+	l, err := w.find()
 	if err != nil {
 		return err
 	}
@@ -55,6 +72,25 @@ func (w *world) useInstalled(t *testing.T) error {
 		return fmt.Errorf("importing the small image: exit %d\n%s%s", r.code, r.stdout, r.stderr)
 	}
 	return nil
+}
+
+// becomeOwner makes the owner run the commands of tests that are root.
+func (w *world) becomeOwner() error {
+	u, err := user.Lookup(lab.Owner)
+	if err != nil {
+		return err
+	}
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	if err != nil {
+		return err
+	}
+	gid, err := strconv.ParseUint(u.Gid, 10, 32)
+	if err != nil {
+		return err
+	}
+	w.as = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+	w.env = append(w.env, "HOME="+u.HomeDir, "USER="+u.Username, "LOGNAME="+u.Username, "XDG_RUNTIME_DIR=/run/user/"+u.Uid)
+	return errors.Join(os.Chmod(w.root, 0o755), os.Chown(w.root, int(uid), int(gid)))
 }
 
 // send builds by copying a file.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -62,7 +63,7 @@ func linkTree(from, to string) error {
 
 // getenv looks a variable up as the world's commands do.
 func (w *world) getenv(name string) string {
-	for _, e := range w.env {
+	for _, e := range slices.Backward(w.env) { // the last one counts
 		if val, ok := strings.CutPrefix(e, name+"="); ok {
 			return val
 		}
