@@ -44,7 +44,8 @@ type Options struct {
 	// DaemonPath is the program to start; "bangerd" beside the running
 	// executable if empty.
 	DaemonPath string
-	// Start makes Connect start a daemon if none answers.
+	// Start makes Connect start a daemon if none answers; not in system mode,
+	// where systemd does.
 	Start bool
 	// Env is the environment of a daemon that is started; what a daemon needs of
 	// ours if nil. It must lead to Layout.
@@ -66,7 +67,7 @@ type Client struct {
 func Connect(ctx context.Context, o Options) (*Client, error) {
 	c := newClient(o.Layout.Socket)
 	err := c.greet(ctx)
-	if notRunning(err) && o.Start {
+	if notRunning(err) && o.Start && !o.Layout.System {
 		if err := start(ctx, o, c); err != nil {
 			c.Close()
 			return nil, err
@@ -76,12 +77,12 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	switch {
 	case err == nil:
 	case notRunning(err):
-		err = &api.Error{Code: api.NotFound, Msg: "the daemon is not running", Hint: "any command that needs it starts it, such as: banger vm list", Err: ErrNotRunning}
+		err = absent(o.Layout)
 	default:
 		err = fmt.Errorf("asking the daemon at %s who it is: %w", o.Layout.Socket, err)
 	}
 	if err == nil && c.hello.Protocol != api.Protocol && !o.AnyVersion {
-		err = skew(c.hello)
+		err = skew(c.hello, o.Layout.System)
 	}
 	if err != nil {
 		c.Close()
@@ -90,11 +91,24 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	return c, nil
 }
 
-func skew(h api.Hello) error {
+// absent is the error where no daemon answers.
+func absent(l paths.Layout) error {
+	e := &api.Error{Code: api.NotFound, Msg: "the daemon is not running", Hint: "any command that needs it starts it, such as: banger vm list", Err: ErrNotRunning}
+	if l.System {
+		e.Msg, e.Hint = "bangerd.service does not answer at "+l.Socket, "sudo banger system restart; what is wrong: banger system status"
+	}
+	return e
+}
+
+func skew(h api.Hello, system bool) error {
+	hint := "running VMs go on when you type: banger daemon restart"
+	if system {
+		hint = "running VMs go on when you type: sudo banger system install"
+	}
 	return &api.Error{
 		Code: api.VersionSkew,
 		Msg:  fmt.Sprintf("the running daemon (version %s) speaks protocol %d, this banger speaks %d", h.Version, h.Protocol, api.Protocol),
-		Hint: "running VMs go on when you type: banger daemon restart",
+		Hint: hint,
 	}
 }
 

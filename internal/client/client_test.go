@@ -184,6 +184,23 @@ func TestDeadDaemonIsToldFromAMissingOne(t *testing.T) {
 	}
 }
 
+// In system mode systemd starts the daemon: a client never does.
+func TestSystemModeStartsNothing(t *testing.T) {
+	dir := t.TempDir()
+	l := paths.Layout{System: true, Socket: filepath.Join(dir, "s"), Runtime: filepath.Join(dir, "run"), State: filepath.Join(dir, "state")}
+	_, err := Connect(t.Context(), Options{Layout: l, Start: true})
+	e, ok := errors.AsType[*api.Error](err)
+	if !ok || !errors.Is(err, ErrNotRunning) || !strings.Contains(e.Hint, "sudo banger system restart") || !strings.Contains(e.Msg, l.Socket) {
+		t.Errorf("Connect() = %v, want ErrNotRunning with a hint to restart", err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("Connect() made %v, %v", entries, err)
+	}
+	if e, ok := errors.AsType[*api.Error](skew(api.Hello{}, true)); !ok || !strings.Contains(e.Hint, "system install") {
+		t.Errorf("skew() in system mode = %+v", e)
+	}
+}
+
 func TestSmallBodiesAreNotCopied(t *testing.T) {
 	b := bytes.NewReader([]byte("{}"))
 	if got := interruptible(t.Context(), b); got != io.Reader(b) {
