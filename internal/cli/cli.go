@@ -17,6 +17,7 @@ import (
 	"banger/internal/client"
 	"banger/internal/config"
 	"banger/internal/paths"
+	"banger/internal/systemcmd"
 	"banger/internal/usage"
 	"banger/internal/version"
 )
@@ -98,7 +99,7 @@ programs.`,
 	}
 	root.SetVersionTemplate("banger {{.Version}}\n")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the answer as JSON")
-	root.AddCommand(a.vm(), a.vmList("ps"), a.image(), a.kernel(), a.sshConfig(), a.daemon(), a.doctor(), a.versionCmd(), a.internal())
+	root.AddCommand(a.vm(), a.vmList("ps"), a.image(), a.kernel(), a.sshConfig(), a.daemon(), systemcmd.Env{Self: a.Self, Getenv: a.Getenv, Printer: a.printer}.Command(), a.doctor(), a.versionCmd(), a.internal())
 	usage.Dress(root)
 	return root
 }
@@ -112,7 +113,7 @@ func (a *app) load() error {
 	if err != nil {
 		home = ""
 	}
-	a.layout, err = paths.FromEnv(a.Getenv, os.Getuid(), home)
+	a.layout, err = paths.For(a.Getenv, os.Getuid(), home)
 	if err != nil {
 		return err
 	}

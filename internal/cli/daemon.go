@@ -13,6 +13,7 @@ import (
 	"banger/internal/answer"
 	"banger/internal/api"
 	"banger/internal/client"
+	"banger/internal/systemcmd"
 	"banger/internal/usage"
 	"banger/internal/version"
 )
@@ -46,6 +47,10 @@ func (a *app) daemonStatus() *cobra.Command {
 			d, err := a.existing(cmd.Context())
 			if errors.Is(err, client.ErrNotRunning) {
 				return a.print(daemonStatusReply{}, func(w io.Writer) {
+					if a.layout.System {
+						fmt.Fprintln(w, "not running; start it with: sudo banger system restart")
+						return
+					}
 					fmt.Fprintln(w, "not running; any command that needs it starts it")
 				})
 			}
@@ -77,8 +82,14 @@ func (a *app) existing(ctx context.Context) (*client.Client, error) {
 	return client.Connect(ctx, client.Options{Layout: a.layout, AnyVersion: true})
 }
 
-// end stops the daemon if it runs.
+// end stops the daemon if it runs, unless that is systemd's business.
 func (a *app) end(ctx context.Context) (ran bool, err error) {
+	if err := a.load(); err != nil {
+		return false, err
+	}
+	if a.layout.System {
+		return false, &api.Error{Code: api.Conflict, Msg: "in system mode systemd runs the daemon, and starts it anew when it ends", Hint: "sudo banger system restart; to stop it: sudo systemctl stop bangerd.service"}
+	}
 	d, err := a.existing(ctx)
 	if errors.Is(err, client.ErrNotRunning) {
 		return false, nil
@@ -139,9 +150,16 @@ func (a *app) daemonLogs() *cobra.Command {
 		Use:   "logs",
 		Short: "print the daemon's log",
 		Args:  usage.Args(0, 0, "no arguments"),
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.load(); err != nil {
 				return err
+			}
+			if a.layout.System { // its log is the journal
+				text, err := systemcmd.Journal(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return a.print(answer.Log{File: "journal", Text: text}, func(w io.Writer) { fmt.Fprint(w, text) })
 			}
 			f, err := os.Open(a.layout.Log)
 			if errors.Is(err, os.ErrNotExist) && !a.json {

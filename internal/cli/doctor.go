@@ -62,7 +62,7 @@ func (a *app) subject() (doctor.Subject, error) {
 		home = ""
 	}
 	s := doctor.Subject{DefaultKernel: recipe.DefaultKernel}
-	if a.layout, err = paths.FromEnv(a.Getenv, os.Getuid(), home); err != nil {
+	if a.layout, err = paths.For(a.Getenv, os.Getuid(), home); err != nil {
 		return s, err
 	}
 	s.Layout = a.layout

@@ -33,7 +33,9 @@ func TestTree(t *testing.T) {
 		banger_doctor banger_help
 		banger_image banger_image_delete(rm) banger_image_import banger_image_list(ls) banger_image_pull banger_image_show
 		banger_kernel banger_kernel_list(ls) banger_kernel_pull banger_kernel_rm(delete) banger_kernel_show
-		banger_ps banger_ssh-config banger_version
+		banger_ps banger_ssh-config
+		banger_system banger_system_install banger_system_restart banger_system_status banger_system_uninstall
+		banger_version
 		banger_vm banger_vm_cp banger_vm_create banger_vm_delete(rm) banger_vm_exec banger_vm_forward banger_vm_kill
 		banger_vm_list(ls) banger_vm_logs banger_vm_prune banger_vm_restart banger_vm_run banger_vm_set banger_vm_show
 		banger_vm_ssh banger_vm_start banger_vm_stop`)

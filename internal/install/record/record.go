@@ -44,18 +44,27 @@ func Check(in rootapi.Install) error {
 	return nil
 }
 
-// Write writes a record that [Check] has nothing against, in one step, so that
-// a helper that starts meanwhile reads the old one or the new one.
-func Write(path string, in rootapi.Install) error {
+// Bytes is a record that [Check] has nothing against, as its file has it.
+func Bytes(in rootapi.Install) ([]byte, error) {
 	if err := Check(in); err != nil {
-		return fmt.Errorf("writing install record: %w", err)
+		return nil, fmt.Errorf("writing install record: %w", err)
 	}
 	b, err := json.MarshalIndent(in, "", "  ")
 	if err != nil {
-		return fmt.Errorf("writing install record: %w", err)
+		return nil, fmt.Errorf("writing install record: %w", err)
+	}
+	return append(b, '\n'), nil
+}
+
+// Write writes a record in one step, so that a helper that starts meanwhile
+// reads the old one or the new one.
+func Write(path string, in rootapi.Install) error {
+	b, err := Bytes(in)
+	if err != nil {
+		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("writing install record: %w", err)
 	}
-	return atomicfile.Write(path, append(b, '\n'), 0o644)
+	return atomicfile.Write(path, b, 0o644)
 }
