@@ -38,6 +38,9 @@ type Config struct {
 	DefaultImageName string
 	// SSHKeyPath is an absolute path; "" means banger's own key.
 	SSHKeyPath string
+	// FirecrackerBin is an absolute path; "" means the one in PATH, or in system
+	// mode the first that was installed.
+	FirecrackerBin string
 	// Mirror is the Debian mirror for image and kernel pulls; "" means the
 	// host's own apt sources.
 	Mirror string
@@ -58,6 +61,7 @@ const maxDNS = 3
 type file struct {
 	DefaultImageName string   `toml:"default_image_name"`
 	SSHKeyPath       string   `toml:"ssh_key_path"`
+	FirecrackerBin   string   `toml:"firecracker_bin"`
 	Mirror           string   `toml:"mirror"`
 	LogLevel         string   `toml:"log_level"`
 	DefaultDNS       []string `toml:"default_dns"`
@@ -104,6 +108,9 @@ func Parse(text []byte, home string) (Config, error) {
 	var err error
 	if c.SSHKeyPath, err = anchored(f.SSHKeyPath, home); err != nil {
 		return Config{}, fmt.Errorf("ssh_key_path: %w", err)
+	}
+	if c.FirecrackerBin, err = anchored(f.FirecrackerBin, home); err != nil {
+		return Config{}, fmt.Errorf("firecracker_bin: %w", err)
 	}
 	if c.Mirror != "" {
 		u, err := url.Parse(c.Mirror)

@@ -31,7 +31,7 @@ func (h *Host) firecracker(ctx context.Context) firecrackers {
 		return *h.found
 	}
 	var f firecrackers
-	if f.path, f.err = firecracker.Find(); f.err == nil {
+	if f.path, f.err = firecracker.Find(h.cfg.Firecracker); f.err == nil {
 		f.version, f.err = firecracker.Query(ctx, f.path)
 	}
 	if f.err == nil && firecracker.Window(f.version) == firecracker.Below {
@@ -93,11 +93,11 @@ func (h *Host) choose(ctx context.Context, s host.Spec) (driver, program string,
 func (h *Host) Check() error {
 	switch h.cfg.Driver {
 	case firecracker.Name:
-		_, err := firecracker.Find()
+		_, err := firecracker.Find(h.cfg.Firecracker)
 		return err
 	case "", qemu.NameKVM, qemu.NameTCG:
 		_, err := qemu.Find()
-		if _, ferr := firecracker.Find(); h.cfg.Driver == "" && ferr == nil && h.perhapsUsable() {
+		if _, ferr := firecracker.Find(h.cfg.Firecracker); h.cfg.Driver == "" && ferr == nil && h.perhapsUsable() {
 			return nil // QEMU is not needed
 		}
 		return err

@@ -35,6 +35,8 @@ type Config struct {
 	// KVMCache is a file that keeps what the KVM probe found, for this boot of
 	// the host; not kept if empty.
 	KVMCache string
+	// Firecracker is the path of the one to use; that in PATH if empty.
+	Firecracker string
 	// Driver names the driver to use. If it is empty, it is Firecracker where KVM
 	// works and one is in PATH, else QEMU.
 	Driver string

@@ -7,6 +7,7 @@
 package firecracker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -77,14 +78,17 @@ func (Driver) Wiring() vmm.Wiring {
 	}
 }
 
-// Find returns the path of the program, or an [*api.Error] that says how to
-// install it.
-func Find() (string, error) {
-	p, err := exec.LookPath(Program)
-	if err != nil {
-		return "", &api.Error{Code: api.Missing, Msg: "looking for Firecracker: no " + Program + " in PATH", Hint: "see " + Releases}
+// Find returns the path of the program, which is the one that was chosen if one
+// was, or an [*api.Error] that says how to install it.
+func Find(chosen string) (string, error) {
+	p, err := exec.LookPath(cmp.Or(chosen, Program))
+	switch {
+	case err == nil:
+		return p, nil
+	case chosen != "":
+		return "", &api.Error{Code: api.Missing, Msg: fmt.Sprintf("looking for Firecracker: firecracker_bin is %s, which cannot be run", chosen), Hint: "correct the configuration, or see " + Releases}
 	}
-	return p, nil
+	return "", &api.Error{Code: api.Missing, Msg: "looking for Firecracker: no " + Program + " in PATH", Hint: "see " + Releases}
 }
 
 // Argv is the command that runs c. The machine is described to the API later.
@@ -97,7 +101,7 @@ func (Driver) Argv(c vmm.Config) ([]string, error) {
 	program := c.Program
 	if program == "" {
 		var err error
-		if program, err = Find(); err != nil {
+		if program, err = Find(""); err != nil {
 			return nil, err
 		}
 	}
