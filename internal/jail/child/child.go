@@ -33,8 +33,11 @@ func Run(arg string) error {
 		return fmt.Errorf("reading the jail's description: %w", err)
 	}
 	// Whoever reads the console hears of what goes wrong from here on. A write
-	// that would wait for the reader fails instead: no reader may stop a VM.
-	fd, err := unix.Open(jail.Dir(s.ID).Path("console"), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	// that would wait for the reader fails instead: no reader may stop a VM. And
+	// there is always one, this process itself: while another takes the place of
+	// one that has died, Firecracker would get SIGPIPE, whose handler writes to its
+	// log, which is here too, and waits for itself for ever.
+	fd, err := unix.Open(jail.Dir(s.ID).Path("console"), unix.O_RDWR|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err := errors.Join(err, unix.Dup3(fd, 1, 0), unix.Dup3(fd, 2, 0)); err != nil {
 		return fmt.Errorf("opening the console: %w", err)
 	}
@@ -45,9 +48,10 @@ func Run(arg string) error {
 	}
 	uid := strconv.Itoa(int(s.UID))
 	// No --cgroup flags: the service is the cgroup. The jailer closes all but
-	// three descriptors and clears the environment.
+	// three descriptors and clears the environment. Firecracker's log would come
+	// between the lines of the guest's console but for what explains an end.
 	argv := []string{s.Jailer, "--id", s.ID, "--exec-file", s.Firecracker, "--uid", uid, "--gid", uid, "--chroot-base-dir", jail.MountPoint,
-		"--resource-limit", "no-file=1024", "--", "--api-sock", "/s/" + jail.APISocket}
+		"--resource-limit", "no-file=1024", "--", "--api-sock", "/s/" + jail.APISocket, "--level", "Error"}
 	return os.NewSyscallError("exec "+s.Jailer, unix.Exec(s.Jailer, argv, nil))
 }
 

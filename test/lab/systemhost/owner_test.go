@@ -117,6 +117,8 @@ func TestOwnerSurvival(t *testing.T) {
 	hosttest.Home(t.Context(), t, r, api.StageAgent)
 	rec := r.Record()
 	boot := inGuest(t, r, nil, "cat", "/proc/sys/kernel/random/boot_id")
+	// It prints while nobody reads.
+	inGuest(t, r, nil, "sh", "-c", "setsid sh -c 'while sleep 0.02; do echo still here; done' </dev/null >/dev/ttyS0 2>&1 &")
 	root(t, killHelper)
 	must(t, first.Close()) // as the daemon's death
 	p, err := procid.Open(rec.Companion)
@@ -236,6 +238,9 @@ func TestOwnerNetwork(t *testing.T) {
 	}
 	if got := root(t, "cat /sys/class/net/bvm"+spec.ID+"/operstate; nft list ruleset | grep -c 172.16.0.9"); got == "" {
 		t.Error("the host has no such TAP")
+	}
+	if b, err := os.ReadFile(spec.ConsolePath); err != nil || len(b) == 0 || bytes.Contains(b, []byte(":main")) {
+		t.Errorf("the console holds %.500q, %v; want what the guest printed, without Firecracker's log", b, err)
 	}
 	must(t, h.SetNAT(t.Context(), spec.ID, true), h.SetNAT(t.Context(), spec.ID, false))
 	if err := h.SetNAT(t.Context(), "ffffffffffff", true); err == nil {
