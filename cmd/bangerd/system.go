@@ -81,7 +81,9 @@ func systemMode(ctx context.Context) (err error) {
 	})
 }
 
-// resolvers are those of guests with NAT: the user's, or else the host's.
+// resolvers are those of guests with NAT: the user's, or else the host's. They
+// are looked up anew for each boot of a guest, since a laptop's change with the
+// network that it is in.
 func resolvers(user config.Config) func() []netip.Addr {
 	return func() []netip.Addr {
 		if len(user.DefaultDNS) > 0 {
@@ -91,7 +93,8 @@ func resolvers(user config.Config) func() []netip.Addr {
 	}
 }
 
-// index looks for a link.
+// index looks for a link. One that was deleted and made again has another index,
+// and has lost what systemd-resolved knew of it.
 func index(name string) func() int {
 	return func() int {
 		l, err := net.InterfaceByName(name)
@@ -102,7 +105,9 @@ func index(name string) func() int {
 	}
 }
 
-// notify tells systemd a word, as sd_notify(3) does.
+// notify tells systemd a word, as sd_notify(3) does. What follows such a word
+// waits for it: `banger system install` for READY=1, before it says that all is
+// well. A daemon that cannot say it goes on, and systemd ends it in a minute.
 func notify(log *slog.Logger, word string) {
 	socket := os.Getenv("NOTIFY_SOCKET")
 	if socket == "" {
