@@ -84,6 +84,13 @@ var shared = &world{}
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	if os.Getenv(stockEnv) != "" {
+		if err := stockKernel(context.Background()); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	os.Exit(run(m))
 }
 

@@ -18,6 +18,7 @@ import (
 	"banger/internal/api"
 	"banger/internal/client"
 	"banger/internal/lab"
+	"banger/internal/paths"
 	"banger/internal/recipe"
 	"banger/internal/testneed"
 	"banger/internal/vmtest"
@@ -50,18 +51,7 @@ func (w *world) useInstalled(t *testing.T) error {
 			return fmt.Errorf("installing: %w", err)
 		}
 	}
-	l, err := w.find()
-	if err != nil {
-		return err
-	}
-	c, err := client.Connect(t.Context(), client.Options{Layout: l})
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	// What `kernel pull` would send, without a mirror in reach.
-	tar := filepath.Join(os.Getenv(vmtest.KernelEnv), "kernel.tar")
-	if _, err := c.PullKernel(t.Context(), recipe.DefaultKernel, api.PullRequest{}, send(tar), nil); err != nil {
+	if err := w.stock(); err != nil {
 		return err
 	}
 	small := filepath.Join(os.Getenv(vmtest.GuestEnv), "small.tar")
@@ -72,6 +62,44 @@ func (w *world) useInstalled(t *testing.T) error {
 		return fmt.Errorf("importing the small image: exit %d\n%s%s", r.code, r.stdout, r.stderr)
 	}
 	return nil
+}
+
+// stockEnv makes this program the one that stocks the owner's store.
+const stockEnv = "BANGER_E2E_STOCK"
+
+// stock has the kernel put into the owner's store, by the owner: what `kernel
+// pull` does, without a mirror in reach. A daemon serves nobody else but root, who
+// would not trust it.
+func (w *world) stock() error {
+	cmd := exec.Command(os.Args[0]) //nolint:noctx // outlives the first test
+	cmd.Env = append(slices.Clone(w.env), stockEnv+"=1")
+	if w.as != nil {
+		cmd.Dir, cmd.SysProcAttr = "/", &syscall.SysProcAttr{Credential: w.as}
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("stocking the store: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// stockKernel is the other side of stock.
+func stockKernel(ctx context.Context) error {
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return err
+	}
+	l, err := paths.For(os.Getenv, os.Getuid(), home)
+	if err != nil {
+		return err
+	}
+	c, err := client.Connect(ctx, client.Options{Layout: l})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	tar := filepath.Join(os.Getenv(vmtest.KernelEnv), "kernel.tar")
+	_, err = c.PullKernel(ctx, recipe.DefaultKernel, api.PullRequest{}, send(tar), nil)
+	return err
 }
 
 // becomeOwner makes the owner run the commands of tests that are root.
