@@ -22,7 +22,12 @@ func (p Printer) Machines(w io.Writer, ms []api.Machine, running bool) {
 		return
 	}
 	now := time.Now()
-	header := "ID NAME STATE IMAGE VCPU MEM DISK CREATED"
+	header := "ID NAME STATE IMAGE VCPU MEM DISK"
+	addresses := slices.ContainsFunc(ms, func(m api.Machine) bool { return m.Address.IsValid() })
+	if addresses {
+		header += " ADDRESS"
+	}
+	header += " CREATED"
 	workspaces := slices.ContainsFunc(ms, func(m api.Machine) bool { return m.Workspace != nil })
 	if workspaces { // the longest, so last: it may leave a narrow terminal
 		header += " WORKSPACE"
@@ -31,8 +36,16 @@ func (p Printer) Machines(w io.Writer, ms []api.Machine, running bool) {
 	for _, m := range ms {
 		row := []string{
 			m.ID[:min(8, len(m.ID))], m.Name, string(m.State), m.Image, fmt.Sprint(m.Spec.VCPUs),
-			MiB(m.Spec.MemoryMiB), size.Bytes(m.Spec.DiskBytes).String(), Ago(now, m.Created),
+			MiB(m.Spec.MemoryMiB), size.Bytes(m.Spec.DiskBytes).String(),
 		}
+		if addresses {
+			address := "-"
+			if m.Address.IsValid() {
+				address = m.Address.String()
+			}
+			row = append(row, address)
+		}
+		row = append(row, Ago(now, m.Created))
 		switch {
 		case m.Workspace != nil:
 			row = append(row, m.Workspace.Source)
@@ -62,11 +75,17 @@ func Machine(w io.Writer, m api.Machine) {
 	row("size", "%d vCPU, %s memory, %v disk", m.Spec.VCPUs, MiB(m.Spec.MemoryMiB), size.Bytes(m.Spec.DiskBytes))
 	row("on disk", "%s", Bytes(m.DiskUsed))
 	row("network", "%s", m.Network)
+	if m.Address.IsValid() {
+		row("address", "%v", m.Address)
+	}
 	if m.Driver != "" {
 		row("driver", "%s", m.Driver)
 	}
 	if m.VMMPID != 0 {
 		row("vmm pid", "%d", m.VMMPID)
+	}
+	if m.Autostart {
+		row("autostart", "yes, after a start of this host")
 	}
 	if m.Ephemeral {
 		row("lifetime", "deleted when its command or session ends (--rm)")

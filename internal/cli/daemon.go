@@ -66,6 +66,11 @@ func (a *app) daemonStatus() *cobra.Command {
 				}
 				fmt.Fprintf(w, "running   pid %d, %s\nversion   %s\nsocket    %s\nlog       %s\nstate     %s\ndriver    %s\nVMs       %d, %d running\n",
 					h.PID, "since "+h.Started.Local().Format(time.RFC3339), h.Version, h.Socket, h.Log, h.State, driver, h.Machines, h.Running)
+				if n := h.Network; n != nil && n.Problem != nil {
+					fmt.Fprintf(w, "names     %s\n          fix: %s\n", n.Problem.Msg, n.Problem.Hint)
+				} else if n != nil {
+					fmt.Fprintf(w, "names     of .%s, at %s\n", n.Zone, n.DNS)
+				}
 				if v := version.Get().String(); v != h.Version {
 					a.note("banger: this banger is %s, another build\nbanger: hint: banger daemon restart", v)
 				}

@@ -71,13 +71,20 @@ func (a *app) fetch(ctx context.Context, d *client.Client, l lacking) error {
 }
 
 // specLine says up front what the VM gets.
-func (a *app) specLine(s api.Spec, h api.Hello) {
+func (a *app) specLine(s api.Spec, h api.Hello, nat bool) {
 	if a.json {
 		return
 	}
+	network := api.NetworkNone
+	switch {
+	case nat:
+		network = api.NetworkInternet
+	case h.Network != nil:
+		network = api.NetworkHost + " (internet with --nat)"
+	}
 	parts := []string{
 		fmt.Sprintf("%d vCPU", s.VCPUs), answer.MiB(s.MemoryMiB) + " memory",
-		size.Bytes(s.DiskBytes).String() + " disk", "network: none", h.Driver,
+		size.Bytes(s.DiskBytes).String() + " disk", "network: " + network, h.Driver,
 	}
 	a.note("spec: %s", strings.Join(parts, " | "))
 	switch line := "VMs run in software emulation, which is slower: " + h.DriverWhy; {
@@ -87,4 +94,32 @@ func (a *app) specLine(s api.Spec, h api.Hello) {
 	default:
 		a.dim("%s", line)
 	}
+}
+
+// nat is whether the VM may reach the internet: as the flag says, else as the
+// configuration does, which means nothing where VMs have no network.
+func (r *run) nat(h api.Hello) (bool, error) {
+	switch asked := r.cmd.Flags().Changed("nat"); {
+	case asked && r.flags.nat && h.Network == nil:
+		return false, api.NoNetwork("--nat")
+	case asked:
+		return r.flags.nat, nil
+	}
+	return r.config.NAT && h.Network != nil, nil
+}
+
+// nameFree refuses the name of a VM that exists.
+func (r *run) nameFree(ctx context.Context) error {
+	if r.flags.name == "" {
+		return nil
+	}
+	m, err := r.daemon.Machine(ctx, r.flags.name)
+	if err != nil || m.Name != r.flags.name { // not found, or the id of another begins like that
+		return nil
+	}
+	hint := "banger vm start " + m.Name + ", then: banger vm ssh " + m.Name
+	if m.State == api.Running {
+		hint = "banger vm ssh " + m.Name
+	}
+	return &api.Error{Code: api.Exists, Msg: fmt.Sprintf("VM %q exists already, and is %s", m.Name, m.State), Hint: hint + "; or choose another --name"}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -31,12 +32,14 @@ import (
 	"banger/internal/userhost"
 	"banger/internal/vmm"
 	"banger/internal/vmm/fake"
+	"banger/internal/zone"
 )
 
 // What the tests' daemon is told.
 const (
 	agentLimitEnv = "BANGER_TEST_AGENT_LIMIT" // how long a guest may be silent
 	launchedEnv   = "BANGER_TEST_LAUNCHED"    // a fifo that gets the host.Record of each VM that was launched
+	networkEnv    = "BANGER_TEST_NETWORK"     // that VMs have a network, as in system mode
 )
 
 // TestMain makes this binary all the programs that banger has. Only the VMM is
@@ -110,15 +113,31 @@ func runDaemon(ctx context.Context, announce *daemon.Announcer) error {
 			return err
 		}
 	}
-	return daemon.Run(ctx, daemon.Config{
+	cfg := daemon.Config{
 		Layout: l, User: user, Host: moody{h}, Driver: h.Driver, Limits: limits,
 		Agent: filepath.Join(l.State, agentName), Log: log, Ready: announce.Ready,
-	})
+	}
+	if os.Getenv(networkEnv) != "" {
+		cfg.Net = &machine.Net{Prefix: netip.MustParsePrefix("172.16.0.0/24")}
+		cfg.Names = &zone.Config{Listen: netip.MustParseAddrPort("127.0.0.1:0"), Helper: noHelper{}, Link: func() int { return 0 }}
+	}
+	return daemon.Run(ctx, cfg)
 }
+
+// noHelper has nothing to mend and nobody to tell.
+type noHelper struct{}
+
+func (noHelper) Resolver(context.Context, uint16) error { return nil }
+func (noHelper) Mend(context.Context) ([]string, error) { return nil, nil }
 
 // moody is a host on which VMs misbehave as their names say: "silent-1" never
 // calls home.
+//
+// It takes the VMs' places on a network for granted.
 type moody struct{ host.Host }
+
+// SetNAT pretends.
+func (moody) SetNAT(context.Context, string, bool) error { return nil }
 
 // Launch launches.
 func (m moody) Launch(ctx context.Context, s host.Spec) (host.Run, error) {
@@ -127,6 +146,7 @@ func (m moody) Launch(ctx context.Context, s host.Spec) (host.Run, error) {
 			s.Cmdline = word
 		}
 	}
+	s.Net, s.Identity.Net = nil, nil
 	r, err := m.Host.Launch(ctx, s)
 	if fifo := os.Getenv(launchedEnv); fifo != "" && err == nil {
 		b, merr := json.Marshal(r.Record())

@@ -25,6 +25,7 @@ import (
 type runFlags struct {
 	sizes       sizeFlags
 	name, image string
+	nat         bool
 	wait        api.Stage
 
 	rm, detach, noStart bool
@@ -85,6 +86,7 @@ func (f *runFlags) addCommon(a *app, c *cobra.Command) {
 	c.Flags().StringVar(&f.name, "name", "", "name of the VM (default: made up)")
 	c.Flags().StringVar(&f.image, "image", "", "base image")
 	usage.Complete(c, "image", a.complete(a.imageFlag, -1))
+	c.Flags().BoolVar(&f.nat, "nat", false, "let the VM reach the internet (in system mode)")
 	stageFlag(c, &f.wait)
 	a.helpWithDefaults(c)
 }
@@ -278,6 +280,10 @@ func (r *run) request(ctx context.Context) (api.CreateMachine, error) {
 	if err != nil {
 		return api.CreateMachine{}, err
 	}
+	nat, err := r.nat(r.daemon.Greeting())
+	if err != nil {
+		return api.CreateMachine{}, err
+	}
 	if err := r.nameFree(ctx); err != nil { // before a pull that takes minutes
 		return api.CreateMachine{}, err
 	}
@@ -289,34 +295,18 @@ func (r *run) request(ctx context.Context) (api.CreateMachine, error) {
 	if err != nil {
 		return api.CreateMachine{}, err
 	}
-	r.specLine(sized.Spec, r.daemon.Greeting())
+	r.specLine(sized.Spec, r.daemon.Greeting(), nat)
 	if err := r.fetch(ctx, r.daemon, l); err != nil {
 		return api.CreateMachine{}, err
 	}
 	req := api.CreateMachine{
 		Name: r.flags.name, Image: l.image, Spec: sized.Spec, Wait: r.flags.wait,
-		Ephemeral: r.flags.rm, NoStart: r.flags.noStart, AuthorizedKey: key,
+		Ephemeral: r.flags.rm, NoStart: r.flags.noStart, NAT: nat, AuthorizedKey: key,
 	}
 	if r.plan != nil {
 		req.Workspace = &api.Workspace{GuestPath: r.plan.GuestPath, Source: r.plan.Root, Commit: r.plan.Commit}
 	}
 	return req, nil
-}
-
-// nameFree refuses the name of a VM that exists.
-func (r *run) nameFree(ctx context.Context) error {
-	if r.flags.name == "" {
-		return nil
-	}
-	m, err := r.daemon.Machine(ctx, r.flags.name)
-	if err != nil || m.Name != r.flags.name { // not found, or the id of another begins like that
-		return nil
-	}
-	hint := "banger vm start " + m.Name + ", then: banger vm ssh " + m.Name
-	if m.State == api.Running {
-		hint = "banger vm ssh " + m.Name
-	}
-	return &api.Error{Code: api.Exists, Msg: fmt.Sprintf("VM %q exists already, and is %s", m.Name, m.State), Hint: hint + "; or choose another --name"}
 }
 
 // event follows the boot: the lease is taken as soon as there is a companion,

@@ -49,13 +49,17 @@ func (f *sizeFlags) parse(c *cobra.Command) (vcpus int, memory, disk size.Bytes,
 func (a *app) vmSet() *cobra.Command {
 	var sizes sizeFlags
 	var name string
+	var nat, autostart bool
 	c := &cobra.Command{
 		Use:   "set NAME",
-		Short: "change the name or size of a VM",
+		Short: "change the name, size or network of a VM",
 		Long: `set changes a VM. Sizes need it stopped, and take effect at the next start; a
-disk only grows, and the guest's file system with it.
+disk only grows, and the guest's file system with it. --nat takes effect at
+once, and what a VM that loses it has open ends. --autostart starts the VM
+whenever this host was started.
 
-  banger vm stop web && banger vm set web --memory 4G && banger vm start web`,
+  banger vm stop web && banger vm set web --memory 4G && banger vm start web
+  banger vm set web --nat=false`,
 		Args:              usage.Args(1, 1, "a VM"),
 		ValidArgsFunction: a.complete(machineNames, 1),
 		RunE: func(cmd *cobra.Command, given []string) error {
@@ -65,12 +69,7 @@ disk only grows, and the guest's file system with it.
 			}
 			var req api.SetMachine
 			changed := cmd.Flags().Changed
-			if changed("name") {
-				req.Name = &name
-			}
-			if changed("vcpu") {
-				req.VCPUs = &vcpus
-			}
+			req.Name, req.VCPUs = said(changed("name"), &name), said(changed("vcpu"), &vcpus)
 			if err := config.ThisHost().Holds(memory); err != nil {
 				return err
 			}
@@ -82,13 +81,21 @@ disk only grows, and the guest's file system with it.
 				b := int64(disk)
 				req.DiskBytes = &b
 			}
+			req.NAT, req.Autostart = said(changed("nat"), &nat), said(changed("autostart"), &autostart)
 			if req == (api.SetMachine{}) {
-				return usage.Error("banger vm set "+given[0]+" --memory 4G", "vm set needs something to set: --name, --vcpu, --memory or --disk-size")
+				return usage.Error("banger vm set "+given[0]+" --memory 4G", "vm set needs something to set: --name, --vcpu, --memory, --disk-size, --nat or --autostart")
 			}
 			return a.withDaemon(func(ctx context.Context, d *client.Client, _ []string) error {
-				m, err := d.SetMachine(ctx, given[0], req)
+				was, err := d.Machine(ctx, given[0])
 				if err != nil {
 					return err
+				}
+				m, err := d.SetMachine(ctx, was.ID, req)
+				if err != nil {
+					return err
+				}
+				if m.NAT && !was.NAT && m.State == api.Running {
+					a.note("banger: it may reach the internet now; it is told of name servers at its next start: banger vm restart %s", m.Name)
 				}
 				return a.print(m, func(w io.Writer) { answer.Machine(w, m) })
 			})(cmd, given)
@@ -96,5 +103,15 @@ disk only grows, and the guest's file system with it.
 	}
 	sizes.add(c)
 	c.Flags().StringVar(&name, "name", "", "new name")
+	c.Flags().BoolVar(&nat, "nat", false, "let the VM reach the internet (in system mode)")
+	c.Flags().BoolVar(&autostart, "autostart", false, "start the VM after a start of this host")
 	return c
+}
+
+// said is what a flag says, nil if it was not given.
+func said[T any](given bool, value *T) *T {
+	if !given {
+		return nil
+	}
+	return value
 }
