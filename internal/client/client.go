@@ -44,8 +44,8 @@ type Options struct {
 	// DaemonPath is the program to start; "bangerd" beside the running
 	// executable if empty.
 	DaemonPath string
-	// Start makes Connect start a daemon if none answers; not in system mode,
-	// where systemd does.
+	// Start makes Connect start a daemon if none answers. In system mode, where
+	// systemd does, it makes Connect wait for one that is being started.
 	Start bool
 	// Env is the environment of a daemon that is started; what a daemon needs of
 	// ours if nil. It must lead to Layout.
@@ -67,7 +67,11 @@ type Client struct {
 func Connect(ctx context.Context, o Options) (*Client, error) {
 	c := newClient(o.Layout.Socket)
 	err := c.greet(ctx)
-	if notRunning(err) && o.Start && !o.Layout.System {
+	switch {
+	case !notRunning(err) || !o.Start:
+	case o.Layout.System:
+		err = c.coming(ctx, o.Layout, unitState)
+	default:
 		if err := start(ctx, o, c); err != nil {
 			c.Close()
 			return nil, err

@@ -201,6 +201,44 @@ func TestSystemModeStartsNothing(t *testing.T) {
 	}
 }
 
+// While systemd starts the daemon, a command waits for its socket; otherwise it
+// says at once that there is none.
+func TestWaitsForADaemonThatIsComing(t *testing.T) {
+	dir := t.TempDir()
+	l := paths.Layout{System: true, Socket: filepath.Join(dir, "s"), Runtime: dir}
+	c := newClient(l.Socket)
+	defer c.Close()
+	for _, state := range []string{"inactive", "failed", ""} {
+		if err := c.coming(t.Context(), l, func(context.Context) string { return state }); !notRunning(err) {
+			t.Errorf("coming() of one that is %q = %v, want that there is none", state, err)
+		}
+	}
+	asked := make(chan bool, 10)
+	go func() {
+		<-asked
+		ln, err := net.Listen("unix", l.Socket+"~")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"version":"new"}`) }), ReadHeaderTimeout: time.Minute}
+		t.Cleanup(func() { srv.Close() })
+		if err := os.Rename(l.Socket+"~", l.Socket); err != nil {
+			t.Error(err)
+		}
+		_ = srv.Serve(ln)
+	}()
+	if err := c.coming(t.Context(), l, func(context.Context) string { asked <- true; return "activating" }); err != nil || c.hello.Version != "new" {
+		t.Errorf("coming() = %v, the daemon is %+v", err, c.hello)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	enough := errors.New("enough")
+	gone := newClient(filepath.Join(dir, "none"))
+	if err := gone.coming(ctx, l, func(context.Context) string { cancel(enough); return "active" }); !errors.Is(err, enough) {
+		t.Errorf("coming() that is given up = %v", err)
+	}
+}
+
 func TestSmallBodiesAreNotCopied(t *testing.T) {
 	b := bytes.NewReader([]byte("{}"))
 	if got := interruptible(t.Context(), b); got != io.Reader(b) {

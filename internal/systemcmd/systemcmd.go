@@ -167,11 +167,12 @@ configuration and keys always stay.`,
 	return c
 }
 
-// Journal is what the owner daemon has logged in system mode.
+// Journal is what the owner daemon has logged in system mode. Whether its owner
+// may read that is the host's to say: some keep it for administrators.
 func Journal(ctx context.Context) (string, error) {
 	text, err := systemctl.Journal(ctx, install.DaemonUnit)
-	if err == nil && text == "" {
-		err = &api.Error{Code: api.Denied, Msg: "the journal shows you nothing of " + install.DaemonUnit, Hint: "sudo journalctl -u " + install.DaemonUnit}
+	if err != nil || text == "" {
+		return "", &api.Error{Code: api.Denied, Msg: "the journal shows you nothing of " + install.DaemonUnit, Hint: "sudo journalctl -u " + install.DaemonUnit, Err: err}
 	}
-	return text, err
+	return text, nil
 }

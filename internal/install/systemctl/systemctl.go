@@ -89,10 +89,6 @@ func Log(ctx context.Context, unit string, lines int) string {
 	return strings.TrimSpace(string(out))
 }
 
-// ErrNoJournal is in the chain of the error of [Journal] where there is no
-// journalctl.
-var ErrNoJournal = exec.ErrNotFound
-
 // Journal writes all that a unit wrote to the journal, as far as the caller may
 // read it, with the time of each line.
 func Journal(ctx context.Context, unit string) (string, error) {
