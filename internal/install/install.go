@@ -93,7 +93,7 @@ type Planned struct {
 // plan looks at everything and changes nothing.
 func plan(ctx context.Context, o Options) (p *Plan, err error) {
 	p = &Plan{Version: version.Get().String()}
-	if p.before, err = files.Read(Manifest); err != nil {
+	if p.before, err = ours(); err != nil {
 		return nil, err
 	}
 	was, err := rootapi.ReadInstall(rootapi.InstallPath)
@@ -122,6 +122,31 @@ func plan(ctx context.Context, o Options) (p *Plan, err error) {
 	}
 	p.Notes = append(p.Notes, p.userMode()...)
 	return p, nil
+}
+
+// ours lists what is ours on this host. Where the list was lost and the record is
+// there, which only root can have written, it is what is at our places.
+func ours() (files.Manifest, error) {
+	m, err := files.Read(Manifest)
+	if err != nil || len(m.Files) > 0 {
+		return m, err
+	}
+	if _, err := os.Lstat(rootapi.InstallPath); err != nil {
+		return m, nil
+	}
+	paths := []string{sysctl}
+	if to, err := os.Readlink(Command); err == nil && strings.HasPrefix(to, BinDir+"/") {
+		paths = append(paths, Command)
+	}
+	for _, name := range programs {
+		paths = append(paths, filepath.Join(BinDir, name))
+	}
+	for _, name := range []string{sliceUnit, socketUnit, helperUnit, DaemonUnit} {
+		paths = append(paths, filepath.Join(unitDir, name))
+	}
+	m, err = files.Adopt(append(paths, rootapi.InstallPath))
+	m.Dirs = []string{BinDir}
+	return m, err
 }
 
 // contents are all the files, in the order in which they are put: the record

@@ -18,6 +18,7 @@ import (
 	"banger/internal/install/systemctl"
 	"banger/internal/kvm"
 	"banger/internal/rootapi"
+	"banger/internal/zone"
 )
 
 func TestRefuse(t *testing.T) {
@@ -50,6 +51,13 @@ func TestRefuse(t *testing.T) {
 		if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != tt.code || !strings.Contains(e.Msg, tt.says) || !strings.Contains(e.Hint, tt.hint) {
 			t.Errorf("%s: %+v, want code %s, %q and hint %q", name, err, tt.code, tt.says, tt.hint)
 		}
+	}
+}
+
+// One port, named in two places: the programs shall not link each other's.
+func TestPortIsTheZones(t *testing.T) {
+	if dnsPort != zone.Port {
+		t.Errorf("install looks at port %d, and names are answered for at %d", dnsPort, zone.Port)
 	}
 }
 

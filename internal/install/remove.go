@@ -56,18 +56,15 @@ func Uninstall(ctx context.Context, r Removal) (*Removed, error) {
 	}
 	defer unlock()
 	x := &uninstall{Removal: r}
-	if x.m, err = files.Read(Manifest); err != nil {
+	if x.m, err = ours(); err != nil {
 		return nil, err
 	}
 	in, err := rootapi.ReadInstall(rootapi.InstallPath)
 	switch {
 	case err == nil:
 		x.in = &in
-	case !errors.Is(err, os.ErrNotExist) && len(x.m.Files) == 0:
-		return nil, err
-	}
-	if x.in != nil && len(x.m.Files) == 0 {
-		return nil, &api.Error{Code: api.StateDamaged, Msg: "the list of installed files, " + Manifest + ", is not there", Hint: "sudo banger system install writes it anew; then uninstall"}
+	case !errors.Is(err, os.ErrNotExist):
+		x.Say("note: %v; the network stays, if there is one", err)
 	}
 	if err := x.plan(ctx); err != nil || r.DryRun {
 		return &x.Removed, err

@@ -65,6 +65,20 @@ func (m Manifest) Write(path string) error {
 	return nil
 }
 
+// Adopt is a manifest of what is there at these paths, for when the list was lost.
+func Adopt(paths []string) (m Manifest, err error) {
+	for _, p := range paths {
+		now, err := onDisk(p)
+		if err != nil {
+			return m, err
+		}
+		if now != "" {
+			m.Files = append(m.Files, File{Path: p, Sums: []string{now}})
+		}
+	}
+	return m, nil
+}
+
 // sums are those that the manifest has for a path.
 func (m Manifest) sums(path string) []string {
 	for _, f := range m.Files {

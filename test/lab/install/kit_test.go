@@ -103,6 +103,7 @@ func prepare(t *testing.T) (before string) {
 		b, err := os.ReadFile("/lab/firecracker/" + name)
 		must(t, err, os.RemoveAll(programs+"/"+name), os.WriteFile(programs+"/"+name, b, 0o755))
 	}
+	do(t, built, "system", "uninstall", "--purge") // what other tests have put there by hand
 	before = snapshot(t)
 	t.Cleanup(func() {
 		s := run(clean{t}, 0, nil, built, "system", "uninstall", "--purge")
