@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,12 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/agentapi"
+	"banger/internal/sysmon"
 )
 
 // A process is a command of the guest with its stdin, stdout and stderr, the
 // leader of a session and of a process group.
 type process struct {
 	pid    int
+	handle int // a descriptor of the process, or -1: see awaitEnd
 	group  *cgroup
 	grace  time.Duration
 	stdin  *os.File   // a pipe's end, or the terminal
@@ -51,13 +54,13 @@ func (s *Server) start(x agentapi.Exec, argv0 string) (_ *process, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{grace: s.Grace}
+	p := &process{grace: s.Grace, handle: -1}
 	ends, err := p.connect(x, who)
 	if err != nil {
 		return nil, err
 	}
 	defer closeAll(ends)
-	attr := &syscall.ProcAttr{Dir: dir, Env: env, Sys: &syscall.SysProcAttr{Setsid: true, Setctty: x.TTY}}
+	attr := &syscall.ProcAttr{Dir: dir, Env: env, Sys: &syscall.SysProcAttr{Setsid: true, Setctty: x.TTY, PidFD: &p.handle}}
 	for _, f := range ends {
 		attr.Files = append(attr.Files, f.Fd())
 	}
@@ -173,6 +176,9 @@ func spawn(program string, argv []string, attr *syscall.ProcAttr) (int, error) {
 		_ = os.WriteFile(score, []byte("0"), 0)
 		defer func() { _ = os.WriteFile(score, own, 0) }()
 	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	sysmon.Prompt()
 	pid, _, err := syscall.StartProcess(program, argv, attr)
 	return pid, err
 }
@@ -207,15 +213,35 @@ func (p *process) normal() {
 	}
 }
 
+// awaitEnd waits until the process has ended, and leaves its status to be asked
+// for. With a descriptor no thread has to block for that: on a single processor
+// the others would have to wait until the runtime sees that it does.
+func (p *process) awaitEnd() {
+	if p.handle >= 0 && unix.SetNonblock(p.handle, true) == nil {
+		f := os.NewFile(uintptr(p.handle), "pidfd")
+		defer func() { _ = f.Close() }()
+		if raw, err := f.SyscallConn(); err == nil {
+			_ = raw.Read(func(fd uintptr) bool {
+				return !again(unix.Waitid(unix.P_PIDFD, int(fd), nil, unix.WEXITED|unix.WNOWAIT, nil))
+			})
+		}
+	}
+	// It has ended; or the kernel is older than 5.4 or 5.10 and knows no such
+	// descriptor, or none to wait for in this way.
+	for {
+		if err := unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// again says that a system call would have waited.
+func again(err error) bool { return err == unix.EAGAIN || err == unix.EINTR }
+
 // wait returns how the process ended, after everything that it started has
 // been ended too if the client is gone.
 func (p *process) wait() agentapi.Exit {
-	for {
-		err := unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
-		if err != unix.EINTR {
-			break
-		}
-	}
+	p.awaitEnd()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.lost {

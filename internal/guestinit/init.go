@@ -18,11 +18,13 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"banger/internal/handover"
 	"banger/internal/initramfs"
+	"banger/internal/sysmon"
 	"banger/internal/vmm"
 )
 
@@ -103,6 +105,7 @@ func (b *boot) first() error {
 			return err
 		}
 	}
+	_ = sysmon.Slow(time.Second) // it has one goroutine; only slower without
 	// Modules, mounts and cgroups wait for the kernel's grace periods, and a
 	// boot for them. The agent lets them take their time again when it is over.
 	_ = os.WriteFile(handover.Expedite, []byte("1"), 0) // only slower without

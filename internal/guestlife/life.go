@@ -9,12 +9,14 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"banger/internal/agentapi"
 	"banger/internal/handover"
 	"banger/internal/mux"
+	"banger/internal/sysmon"
 	"banger/internal/vmm"
 )
 
@@ -53,11 +55,16 @@ type life struct {
 	saved    bool // what a restart needs is written, and kept up to date
 }
 
+// watchSlack is how late the runtime's watch may be: as long as goroutines wait
+// at worst while one is in a system call that waits for a disk.
+const watchSlack = 20 * time.Millisecond
+
 // Run is the agent. It returns only when it cannot go on: PID 1 or the standby
 // then starts another.
 func Run(ctx context.Context, cfg Config) error {
 	l := &life{Config: cfg, mounted: make(chan struct{}), gone: make(chan struct{})}
 	conn := handover.Open(handover.ConnFD)
+	_ = sysmon.Slow(watchSlack) // only slower without
 	if cfg.Restart {
 		protect()
 		if err := l.takeOver(ctx); err != nil {
