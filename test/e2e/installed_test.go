@@ -71,7 +71,11 @@ const stockEnv = "BANGER_E2E_STOCK"
 // pull` does, without a mirror in reach. A daemon serves nobody else but root, who
 // would not trust it.
 func (w *world) stock() error {
-	cmd := exec.Command(os.Args[0]) //nolint:noctx // outlives the first test
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(self) //nolint:noctx // outlives the first test
 	cmd.Env = append(slices.Clone(w.env), stockEnv+"=1")
 	if w.as != nil {
 		cmd.Dir, cmd.SysProcAttr = "/", &syscall.SysProcAttr{Credential: w.as}
