@@ -44,6 +44,9 @@ func (w *world) useInstalled(t *testing.T) error {
 		if err := w.becomeOwner(); err != nil {
 			return err
 		}
+		if out, err := exec.CommandContext(t.Context(), "sh", "-c", "modprobe kvm-amd && udevadm settle").CombinedOutput(); err != nil {
+			return fmt.Errorf("loading KVM: %w\n%s", err, out)
+		}
 		out, err := exec.CommandContext(t.Context(), lab.Dir+"/bin/banger", "system", "install", "--owner", lab.Owner,
 			"--firecracker", lab.Dir+"/firecracker/firecracker").CombinedOutput()
 		t.Logf("banger system install:\n%s", out)
