@@ -64,6 +64,7 @@ func systemMode(ctx context.Context) (err error) {
 	}}))
 	// Nothing is asked of the helper yet: it may be started after us, and VMs that
 	// run need it only when something changes.
+	defer context.AfterFunc(ctx, func() { notify(log, "STOPPING=1") })()
 	helper := rootclient.Client{}
 	host, err := systemhost.New(systemhost.Config{
 		RunDir: layout.VMRun, CompanionPath: beside("banger-companion"), Helper: helper, Program: user.FirecrackerBin, Log: log,

@@ -12,6 +12,7 @@ import (
 	"banger/internal/config"
 	"banger/internal/daemon"
 	"banger/internal/paths"
+	"banger/internal/procid"
 	"banger/internal/userhost"
 )
 
@@ -51,6 +52,10 @@ func (u user) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	boot, err := procid.BootID()
+	if err != nil {
+		return err
+	}
 	host, err := userhost.New(userhost.Config{
 		RunDir: layout.VMRun, CompanionPath: beside("banger-companion"),
 		KVMCache: filepath.Join(layout.Cache, "kvm.json"), Firecracker: user.FirecrackerBin, Log: log,
@@ -60,7 +65,7 @@ func (u user) run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, host.Close()) }()
 	return daemon.Run(ctx, daemon.Config{
-		Layout: layout, User: user, Host: host, Driver: host.Driver, Check: host.Check,
+		Layout: layout, User: user, Host: host, Driver: host.Driver, Check: host.Check, BootID: boot,
 		Agent: beside("banger-vsock-agent"), Log: log, Ready: u.announce.Ready,
 	})
 }

@@ -85,7 +85,8 @@ func (d *Daemon) answer(rt route, w http.ResponseWriter, r *http.Request) {
 	level := slog.LevelInfo
 	if r.Method == http.MethodGet {
 		level = slog.LevelDebug
-	} else {
+	}
+	if !rt.anyVersion { // each client says hello first
 		d.look()
 	}
 	attrs := []any{"method", r.Method, "path", r.URL.Path, "took", time.Since(begun).Round(time.Microsecond)}

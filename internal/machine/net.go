@@ -44,10 +44,10 @@ func (x *Index) NameOf(a netip.Addr) (string, bool) {
 	return "", false
 }
 
-// AnyRuns reports whether there is a VM that runs, or is about to.
+// AnyRuns reports whether there may be a VMM.
 func (x *Index) AnyRuns() bool {
 	for _, p := range x.snapshots() {
-		if s := p.row.State; s == api.Running || s == api.Starting || s == api.Stopping {
+		if p.row.Record != nil || p.row.State == api.Starting {
 			return true
 		}
 	}

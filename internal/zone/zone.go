@@ -28,6 +28,8 @@ const (
 	// every is the time between two looks at what others may have done; who asks
 	// for something of VMs causes one besides.
 	every = 5 * time.Second
+	// apart is the least time between two looks, however many ask.
+	apart = 200 * time.Millisecond
 	// limit is how long a call of the helper may take.
 	limit = 5 * time.Second
 )
@@ -113,6 +115,7 @@ func (k *Keeper) Run(ctx context.Context) {
 	}()
 	tick := time.NewTicker(every)
 	defer tick.Stop()
+	last := time.Now()
 	for served := (*dns.Server)(nil); ; {
 		if k.server != served {
 			served = k.server
@@ -126,8 +129,14 @@ func (k *Keeper) Run(ctx context.Context) {
 			k.fail(&api.Error{Code: api.Internal, Msg: "answering for names", Err: err})
 		case <-tick.C:
 		case <-k.poke:
+			if wait := apart - time.Since(last); wait > 0 {
+				tick.Reset(wait)
+				continue
+			}
 		}
 		k.look(ctx)
+		last = time.Now()
+		tick.Reset(every)
 	}
 }
 
