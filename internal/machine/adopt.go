@@ -49,6 +49,10 @@ func (v *vm) adopt(life context.Context) (then func()) {
 // that. What this daemon cannot finish the next one does.
 func (v *vm) autostart(life context.Context) {
 	clean := context.WithoutCancel(life)
+	v.makeUp(life)
+	if v.run == nil && v.row.State == api.Running {
+		return // what there was of it could not be released
+	}
 	reason := v.row.Reason
 	if s := v.row.State; s == api.Stopped || s == api.Failed {
 		v.x.cfg.Log.Info("starting VM after a start of the host", "vm", v.row.Name)

@@ -158,7 +158,7 @@ func (s *silence) Error() string { return fmt.Sprintf("VM %q %s", s.name, s.why)
 func (v *vm) attempt(ctx, life context.Context, n int, t *teller) error {
 	v.stage = api.StageNone
 	t.phase("launch")
-	run, err := v.launch(ctx)
+	run, err := v.launch(ctx, t)
 	if ctx.Err() != nil && err != nil {
 		return interrupted(ctx, fmt.Sprintf("starting VM %q", v.row.Name))
 	}
@@ -184,7 +184,7 @@ func (v *vm) attempt(ctx, life context.Context, n int, t *teller) error {
 }
 
 // launch opens everything the VM boots from and starts its VMM.
-func (v *vm) launch(ctx context.Context) (_ host.Run, err error) {
+func (v *vm) launch(ctx context.Context, t *teller) (_ host.Run, err error) {
 	from, err := v.x.cfg.Images.Open(ctx, v.row.Origin)
 	if err != nil {
 		return nil, err
@@ -205,6 +205,9 @@ func (v *vm) launch(ctx context.Context) (_ host.Run, err error) {
 		ConsolePath: v.path(rows.ConsoleName),
 	}
 	v.row.Introduce(&spec, v.x.cfg.Net, time.Now())
+	if n := spec.Identity.Net; n != nil && v.row.NAT && len(n.DNS) == 0 {
+		t.notice("this host asks no name server that a guest could ask too: it will find no names until default_dns is set in the configuration")
+	}
 	return v.x.cfg.Host.Launch(ctx, spec)
 }
 

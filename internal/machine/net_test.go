@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -215,6 +216,20 @@ func TestNAT(t *testing.T) {
 	w = newWorld(t, dir, nil)
 	told("after a restart of the daemon", true)
 	w.clean(t)
+}
+
+// A guest that may reach the internet and would find no names there is told of.
+func TestNoNameServers(t *testing.T) {
+	w := newWorldAs(t, t.TempDir(), on("10.0.0.0/24"), nil)
+	for nat, want := range map[bool]bool{true: true, false: false} {
+		_, events, err := w.create(t.Context(), api.CreateMachine{NAT: nat})
+		said := slices.ContainsFunc(events, func(e api.Event) bool {
+			return e.Type == api.EventNotice && strings.Contains(e.Text, "default_dns")
+		})
+		if err != nil || said != want {
+			t.Errorf("NAT %v: %v, a word about name servers: %v, want %v", nat, err, said, want)
+		}
+	}
 }
 
 func TestNATNeedsANetwork(t *testing.T) {

@@ -1,8 +1,12 @@
 package rows
 
 import (
+	"database/sql"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +15,7 @@ import (
 
 	"banger/internal/api"
 	"banger/internal/host"
+	"banger/internal/store"
 )
 
 func TestTransitions(t *testing.T) {
@@ -139,5 +144,52 @@ func TestSound(t *testing.T) {
 		if sound(r, good.ID) {
 			t.Errorf("a row with a spoiled %s is sound", name)
 		}
+	}
+}
+
+// A state file from before there were addresses is brought forward, and its VM
+// has none until it is leased one.
+func TestStateFromBeforeAddresses(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	open := func(steps []store.Migration) *store.Store {
+		t.Helper()
+		s, err := store.Open(t.Context(), store.Config{Path: path, Migrations: steps})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	old := open(Migrations(2)[:1])
+	err := errors.Join(old.Rebuilt(t.Context()), old.Tx(t.Context(), func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(t.Context(), `INSERT INTO machines VALUES ("0123456789ab", "web", "i", "k", '{"id":"0123456789ab","name":"web","state":"stopped"}')`)
+		return err
+	}), old.Close())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := open(Migrations(2))
+	defer s.Close()
+	table := NewTable(s, t.TempDir(), &Net{Prefix: netip.MustParsePrefix("10.0.0.0/29")}, slog.New(slog.DiscardHandler))
+	all, err := table.Load(t.Context())
+	if err != nil || len(all) != 1 || all[0].Address.IsValid() {
+		t.Fatalf("Load() = %+v, %v; want the VM without an address", all, err)
+	}
+	r := all[0]
+	if r.Address, err = table.Lease(r.ID); err != nil || r.Address.String() != "10.0.0.2" {
+		t.Fatalf("Lease() = %v, %v", r.Address, err)
+	}
+	if err := table.Update(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	// The store has the last word about two rows with one address.
+	other := Row{ID: "ba9876543210", Name: "db", State: api.Starting, Address: r.Address}
+	err = s.Tx(t.Context(), func(tx *sql.Tx) error { return Insert(t.Context(), tx, other) })
+	if api.CodeOf(err) != api.Conflict || !strings.Contains(err.Error(), "10.0.0.2") {
+		t.Errorf("Insert() of a second row with the address = %v, want a conflict", err)
+	}
+	other.Address, other.Name = netip.Addr{}, "web"
+	err = s.Tx(t.Context(), func(tx *sql.Tx) error { return Insert(t.Context(), tx, other) })
+	if api.CodeOf(err) != api.Exists {
+		t.Errorf("Insert() of a second row with the name = %v, want that it exists", err)
 	}
 }
