@@ -12,6 +12,7 @@ import (
 	"banger/internal/answer"
 	"banger/internal/config"
 	"banger/internal/doctor"
+	"banger/internal/doctor/system"
 	"banger/internal/paths"
 	"banger/internal/recipe"
 	"banger/internal/sshconf"
@@ -19,39 +20,38 @@ import (
 )
 
 func (a *app) doctor() *cobra.Command {
-	return &cobra.Command{
+	var fix bool
+	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "say what this host can do, and what it lacks",
 		Long: `doctor checks what VMs need of this host and of your account, and says for each
-thing that is not as it should be what to type. It changes nothing, and exits
-with 125 if anything makes VMs impossible.`,
+thing that is not as it should be what to type. It exits with 125 if anything
+makes VMs impossible. With --fix it does what needs no root and cannot harm.`,
 		Args: usage.Args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := a.subject()
-			if err != nil {
-				return err
+			rows, err := a.examine(cmd.Context())
+			if err == nil && fix && doctor.Mend(cmd.Context(), rows, doctor.Self(a.Self, a.Stderr), a.note) {
+				rows, err = a.examine(cmd.Context())
 			}
-			rows := doctor.Run(cmd.Context(), a.host(cmd.Context(), s), s)
-			if err := a.print(rows, func(w io.Writer) { a.doctorTable(w, rows) }); err != nil {
-				return err
+			if err == nil {
+				err = a.print(rows, func(w io.Writer) { answer.Table(w, "STATUS CHECK DETAIL", doctor.Table(rows)) })
 			}
-			if doctor.Failed(rows) {
-				return &guestExit{exitOnly(exitBanger)}
+			if err == nil && doctor.Failed(rows) {
+				err = &guestExit{exitOnly(exitBanger)}
 			}
-			return nil
+			return err
 		},
 	}
+	c.Flags().BoolVar(&fix, "fix", false, "make the fixes that need no root")
+	return c
 }
 
-func (a *app) doctorTable(w io.Writer, rows []doctor.Row) {
-	var out [][]string
-	for _, r := range rows {
-		out = append(out, []string{string(r.Status), r.Check, r.Detail})
-		if r.Fix != "" {
-			out = append(out, []string{"", "", "fix: " + r.Fix})
-		}
+func (a *app) examine(ctx context.Context) ([]doctor.Row, error) {
+	s, err := a.subject()
+	if err != nil {
+		return nil, err
 	}
-	answer.Table(w, "STATUS CHECK DETAIL", out)
+	return system.Examine(ctx, a.host(ctx, s), s), nil
 }
 
 // subject gathers what is checked; a configuration that cannot be read is one

@@ -39,6 +39,9 @@ type Row struct {
 	Status Status `json:"status"`
 	Detail string `json:"detail"`
 	Fix    string `json:"fix,omitempty"` // the next command to type; empty with Pass
+	// Run are arguments of banger that are the fix, if that is safe and needs no
+	// root.
+	Run []string `json:"-"`
 }
 
 // Host is what the checks ask. Every function is required.
@@ -89,7 +92,7 @@ type Check struct {
 func Checks() []Check {
 	return []Check{
 		{"architecture", architecture},
-		{"qemu", tool("qemu-system-x86_64", "runs the VMs", "qemu-system-x86", Fail)},
+		{"qemu", emulator},
 		{"kvm", kvmUsable},
 		{"firecracker", firecrackerUsable},
 		{"firecracker-cves", firecrackerFlaws},
@@ -118,7 +121,7 @@ func Run(ctx context.Context, h Host, s Subject) []Row {
 		r := c.Run(ctx, h, s)
 		r.Check = c.Name
 		if r.Status == Pass {
-			r.Fix = ""
+			r.Fix, r.Run = "", nil
 		}
 		rows = append(rows, r)
 	}
@@ -157,6 +160,13 @@ func tool(program, why, pkg string, missing Status) func(context.Context, Host, 
 	}
 }
 
+func emulator(ctx context.Context, h Host, s Subject) Row {
+	if s.Layout.System {
+		return pass("not needed: Firecracker runs the VMs")
+	}
+	return tool("qemu-system-x86_64", "runs the VMs", "qemu-system-x86", Fail)(ctx, h, s)
+}
+
 func install(h Host, pkg string) string {
 	for _, m := range []struct{ tool, command string }{
 		{"apt-get", "apt install "}, {"dnf", "dnf install "}, {"pacman", "pacman -S "},
@@ -171,16 +181,15 @@ func install(h Host, pkg string) string {
 	return "install " + pkg
 }
 
-func kvmUsable(ctx context.Context, h Host, _ Subject) Row {
+func kvmUsable(ctx context.Context, h Host, s Subject) Row {
 	v := h.KVM(ctx)
 	if v.Usable {
 		return pass("a guest runs at the processor's speed")
 	}
-	fix := v.Fix
-	if fix == "" {
-		fix = "none needed: VMs run in software emulation, slower"
+	if s.Layout.System {
+		return Row{Status: Fail, Detail: "not usable: " + v.Why, Fix: cmp.Or(v.Fix, "user mode does without, and is slower: BANGER_MODE=user banger vm run")}
 	}
-	return Row{Status: Warn, Detail: "not usable: " + v.Why, Fix: fix}
+	return Row{Status: Warn, Detail: "not usable: " + v.Why, Fix: cmp.Or(v.Fix, "none needed: VMs run in software emulation, slower")}
 }
 
 func imageBuild(_ context.Context, h Host, s Subject) Row {
@@ -242,28 +251,38 @@ func vmDefaults(_ context.Context, _ Host, s Subject) Row {
 		size.Bytes(r.Spec.MemoryMiB)*size.MiB, r.Memory, size.Bytes(r.Spec.DiskBytes), r.Disk)
 }
 
-func daemonReachable(ctx context.Context, h Host, _ Subject) Row {
+func daemonReachable(ctx context.Context, h Host, s Subject) Row {
 	d, err := h.Daemon(ctx)
 	if err != nil {
-		if api.CodeOf(err) == api.NotFound {
+		if api.CodeOf(err) == api.NotFound && !s.Layout.System {
 			return pass("not running; any command that needs it starts it")
 		}
 		e := api.AsError(err)
 		return Row{Status: Fail, Detail: e.Msg, Fix: cmp.Or(e.Hint, "banger daemon logs")}
 	}
 	if v := version.Get().String(); d.Hello.Version != v || d.Hello.Protocol != api.Protocol {
-		return Row{Status: Warn, Detail: fmt.Sprintf("pid %d is %s, this banger is %s", d.Hello.PID, d.Hello.Version, v), Fix: "banger daemon restart"}
+		return restart(s, Row{Status: Warn, Detail: fmt.Sprintf("pid %d is %s, this banger is %s", d.Hello.PID, d.Hello.Version, v)})
 	}
 	return pass("pid %d; VMs: %d, of which %d running", d.Hello.PID, d.Hello.Machines, d.Hello.Running)
 }
 
-func leaks(ctx context.Context, h Host, _ Subject) Row {
+// restart has the daemon started anew as the fix. VMs and what runs in them go on.
+func restart(s Subject, r Row) Row {
+	if s.Layout.System {
+		r.Fix = "sudo banger system restart"
+		return r
+	}
+	r.Fix, r.Run = "banger daemon restart", []string{"daemon", "restart"}
+	return r
+}
+
+func leaks(ctx context.Context, h Host, s Subject) Row {
 	d, err := h.Daemon(ctx)
 	if err != nil {
 		return pass("not looked for: the daemon does not run")
 	}
 	if n := len(d.Census.Leaks); n > 0 {
-		return Row{Status: Warn, Detail: fmt.Sprintf("%d, the first: %s", n, d.Census.Leaks[0]), Fix: "banger daemon restart"}
+		return restart(s, Row{Status: Warn, Detail: fmt.Sprintf("%d, the first: %s", n, d.Census.Leaks[0])})
 	}
 	return pass("none")
 }
@@ -301,5 +320,5 @@ func sshInclude(_ context.Context, _ Host, s Subject) Row {
 	if s.SSHInclude {
 		return pass("`ssh NAME.vm` works from any terminal")
 	}
-	return Row{Status: Warn, Detail: "`ssh NAME.vm` is not set up; `banger vm ssh NAME` works without", Fix: "banger ssh-config --install"}
+	return Row{Status: Warn, Detail: "`ssh NAME.vm` is not set up; `banger vm ssh NAME` works without", Fix: "banger ssh-config --install", Run: []string{"ssh-config", "--install"}}
 }

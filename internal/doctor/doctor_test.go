@@ -3,7 +3,9 @@ package doctor_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"testing"
 
@@ -111,6 +113,16 @@ var spoils = []struct {
 			return doctor.Daemon{}, &api.Error{Code: api.Denied, Msg: "not yours"}
 		}
 	}, "not yours", "banger daemon logs"},
+	{"kvm", doctor.Fail, inSystem(func(h *doctor.Host, _ *doctor.Subject) {
+		h.KVM = func(context.Context) kvm.Verdict { return kvm.Verdict{Why: "no hardware support"} }
+	}), "no hardware support", "BANGER_MODE=user"},
+	{"daemon", doctor.Fail, inSystem(func(h *doctor.Host, _ *doctor.Subject) {
+		h.Daemon = func(context.Context) (doctor.Daemon, error) {
+			return doctor.Daemon{}, &api.Error{Code: api.NotFound, Msg: "not running", Hint: "sudo banger system restart"}
+		}
+	}), "not running", "sudo banger system restart"},
+	{"daemon", doctor.Warn, inSystem(daemon(func(d *doctor.Daemon) { d.Hello.Version = "v0.0.1" })), "v0.0.1", "sudo banger system restart"},
+	{"leaks", doctor.Warn, inSystem(daemon(func(d *doctor.Daemon) { d.Census.Leaks = []string{"pid 7"} })), "pid 7", "sudo banger system restart"},
 	{"leaks", doctor.Warn, daemon(func(d *doctor.Daemon) { d.Census.Leaks = []string{"pid 7"} }), "pid 7", "banger daemon restart"},
 	{"image", doctor.Fail, func(_ *doctor.Host, s *doctor.Subject) { s.DefaultImage = "nope" }, `no image named "nope"`, "banger image import nope"},
 	{"ssh-config", doctor.Warn, func(_ *doctor.Host, s *doctor.Subject) { s.SSHInclude = false }, "not set up", "banger ssh-config --install"},
@@ -129,6 +141,13 @@ func needed(f spoil) spoil {
 	return func(h *doctor.Host, s *doctor.Subject) {
 		f(h, s)
 		s.NeedsFirecracker = true
+	}
+}
+
+func inSystem(f spoil) spoil {
+	return func(h *doctor.Host, s *doctor.Subject) {
+		f(h, s)
+		s.Layout.System = true
 	}
 }
 
@@ -190,6 +209,49 @@ func TestWithoutADaemonNothingFails(t *testing.T) {
 		if r.Status != doctor.Pass && r.Check != "firecracker-cves" {
 			t.Errorf("without a daemon: %+v, want PASS", r)
 		}
+	}
+}
+
+func TestSystemModeNeedsNoQEMU(t *testing.T) {
+	h, s := healthy()
+	inSystem(without("qemu-system-x86_64"))(&h, &s)
+	if rows := doctor.Run(t.Context(), h, s); doctor.Failed(rows) {
+		t.Errorf("%+v, want none that fails", rows)
+	}
+}
+
+// TestMend makes two fixes of three commands, one of them twice wanted, and
+// leaves the others to whom they are.
+func TestMend(t *testing.T) {
+	h, s := healthy()
+	daemon(func(d *doctor.Daemon) { d.Hello.Version, d.Census.Leaks = "v0", []string{"pid 7"} })(&h, &s)
+	without("git")(&h, &s)
+	free("/state", size.GiB)(&h, &s)
+	s.SSHInclude = false
+	var ran, said []string
+	run := func(_ context.Context, args []string) error {
+		ran = append(ran, strings.Join(args, " "))
+		if args[0] == "ssh-config" {
+			return errors.New("read-only")
+		}
+		return nil
+	}
+	say := func(format string, args ...any) { said = append(said, fmt.Sprintf(format, args...)) }
+	rows := slices.DeleteFunc(doctor.Run(t.Context(), h, s), func(r doctor.Row) bool { return r.Check == "firecracker-cves" })
+	if !doctor.Mend(t.Context(), rows, run, say) {
+		t.Error("Mend = false, and a fix was made")
+	}
+	if want := []string{"daemon restart", "ssh-config --install"}; !slices.Equal(ran, want) {
+		t.Errorf("ran %q, want %q", ran, want)
+	}
+	want := []string{"git: needs root, so it is yours to type: sudo apt install git", "disk-space-state: yours to do: make room in /state",
+		"daemon: banger daemon restart", "ssh-config: banger ssh-config --install", "ssh-config: read-only"}
+	if !slices.Equal(said, want) {
+		t.Errorf("said %q, want %q", said, want)
+	}
+	h, s = healthy()
+	if doctor.Mend(t.Context(), doctor.Run(t.Context(), h, s)[:3], run, say) {
+		t.Error("Mend of nothing = true")
 	}
 }
 

@@ -1,12 +1,14 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"syscall"
 
 	"banger/internal/kvm"
@@ -17,7 +19,13 @@ import (
 // ThisHost is the real host, but for what only a caller can know: Recipes and
 // Daemon.
 func ThisHost() Host {
-	return Host{Arch: runtime.GOARCH, UID: os.Getuid(), Look: look, KVM: kvm.Probe, Free: free, ReadFile: os.ReadFile, Firecracker: firecracker.Query}
+	var once sync.Once
+	var verdict kvm.Verdict
+	probe := func(ctx context.Context) kvm.Verdict {
+		once.Do(func() { verdict = kvm.Probe(ctx) })
+		return verdict
+	}
+	return Host{Arch: runtime.GOARCH, UID: os.Getuid(), Look: look, KVM: probe, Free: free, ReadFile: os.ReadFile, Firecracker: firecracker.Query}
 }
 
 // look finds a program in PATH and then in the sbin directories, which ordinary
