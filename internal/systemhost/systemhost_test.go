@@ -27,6 +27,7 @@ import (
 	"banger/internal/systemhost"
 	"banger/internal/vmm"
 	"banger/internal/vmm/fake"
+	"banger/internal/vmm/firecracker"
 	"banger/internal/vmtest"
 )
 
@@ -341,6 +342,43 @@ func TestProgram(t *testing.T) {
 	}
 }
 
+// A Firecracker that is too old, for banger or for a kernel, is refused with what
+// it lacks; one that is replaced is asked again.
+func TestVersion(t *testing.T) {
+	k := newKit(t)
+	path := filepath.Join(t.TempDir(), "firecracker")
+	k.Record(path)
+	h := k.host(t, func(c *systemhost.Config) { c.Driver = "" })
+	is := func(version string) {
+		t.Helper()
+		if err := os.WriteFile(path+".new", []byte("#!/bin/sh\necho Firecracker v"+version+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path+".new", path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := h.Firecracker(t.Context()); api.CodeOf(err) != api.Missing {
+		t.Errorf("Firecracker() where there is none = %v, want missing", err)
+	}
+	is("1.4.10")
+	if _, _, err := h.Firecracker(t.Context()); api.CodeOf(err) != api.Unsupported || !strings.Contains(err.Error(), "1.5.0") {
+		t.Errorf("Firecracker() of an old one = %v, want a refusal with the oldest that can be used", err)
+	}
+	is("1.7.0")
+	if at, v, err := h.Firecracker(t.Context()); at != path || v.String() != "1.7.0" || err != nil {
+		t.Errorf("Firecracker() = %q, %v, %v; want %q, 1.7.0", at, v, err, path)
+	}
+	s := vmtest.FakeSpec(t, "")
+	s.KernelConfig = "CONFIG_ACPI=y\n"
+	if _, err := h.Launch(t.Context(), s); api.CodeOf(err) != api.Unsupported || !strings.Contains(err.Error(), "CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES") {
+		t.Errorf("Launch() of a kernel that it does not suit = %v, want what the kernel lacks", err)
+	}
+	if hosttest.Find(t, h, s.ID) != nil {
+		t.Error("a refused Launch() left something")
+	}
+}
+
 // Where nobody answers, whatever is asked says what to do.
 func TestNoHelper(t *testing.T) {
 	h, err := systemhost.New(systemhost.Config{RunDir: vmtest.ShortDir(t), CompanionPath: vmtest.Companion(t), Driver: fake.NameCalling,
@@ -375,6 +413,16 @@ func TestNetwork(t *testing.T) {
 	}
 	if c.VMM.Kernel.Name != "/kernel" || c.VMM.Disks[1].File.Name != "/disk1" || c.VMM.Disks[1].ReadOnly || !c.VMM.Disks[0].ReadOnly {
 		t.Errorf("the companion was told of %+v", c.VMM)
+	}
+	calls, err := firecracker.Machine(c.VMM)
+	text := fmt.Sprint(calls)
+	for _, call := range calls {
+		text += fmt.Sprintf(" %+v", call.Body)
+	}
+	for _, want := range []string{"/kernel", "/initramfs", "/disk0", "/disk1", "/s/v.sock", "bvm" + spec.ID} {
+		if err != nil || !strings.Contains(text, want) {
+			t.Errorf("Firecracker would be told %s, %v; want %s in it", text, err, want)
+		}
 	}
 	if err := h.SetNAT(t.Context(), spec.ID, false); err != nil {
 		t.Errorf("SetNAT() = %v", err)

@@ -31,7 +31,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Firecrackers are the programs in the install record; none is ever run.
+// Firecrackers are the programs in the install record, unless [Helper.Record]
+// says others. The helper runs none of them.
 var Firecrackers = []string{"/opt/one/firecracker", "/opt/two/firecracker"}
 
 // A Helper serves requests until its test has ended.
@@ -43,6 +44,7 @@ type Helper struct {
 
 	mu     sync.Mutex // guards what follows
 	words  string     // on each guest's command line
+	record []string   // the Firecrackers in the install record
 	vms    map[string]*vm
 	lost   map[rootapi.Verb]int // replies that are still to be lost
 	asked  []rootapi.Request
@@ -63,7 +65,7 @@ type vm struct {
 // Start starts a helper in a directory with a short path.
 func Start(t testing.TB, dir string) *Helper {
 	t.Helper()
-	h := &Helper{Client: rootclient.Client{Socket: filepath.Join(dir, "root.sock")}, dir: dir, vms: map[string]*vm{}, lost: map[rootapi.Verb]int{}}
+	h := &Helper{Client: rootclient.Client{Socket: filepath.Join(dir, "root.sock")}, dir: dir, record: Firecrackers, vms: map[string]*vm{}, lost: map[rootapi.Verb]int{}}
 	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: h.Socket, Net: "unixpacket"})
 	if err != nil {
 		t.Fatal(err)
@@ -86,6 +88,13 @@ func (h *Helper) Tell(words string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.words = words
+}
+
+// Record changes the Firecrackers in the install record.
+func (h *Helper) Record(programs ...string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.record = programs
 }
 
 // Lose makes the next n requests of a verb be done and not answered, as by a
@@ -153,7 +162,9 @@ func (h *Helper) answer(ctx context.Context, c *net.UnixConn) {
 // install is the record that there is none of.
 func (h *Helper) install() rootapi.Install {
 	in := rootapi.Install{Owner: rootapi.Owner{UID: uint32(os.Geteuid())}, Prefix: netip.MustParsePrefix("172.16.0.0/24"), Bridge: "br-fc", Zone: "vm"}
-	for _, p := range Firecrackers {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, p := range h.record {
 		in.Programs = append(in.Programs, rootapi.Program{Firecracker: p, Jailer: p + "-jailer"})
 	}
 	return in
