@@ -2,10 +2,8 @@ package hostnet_test
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"sync/atomic"
 	"testing"
@@ -25,69 +23,7 @@ var (
 	macA      = hostnet.MAC(addrA)
 	macB      = hostnet.MAC(addrB)
 	macHost   = hostnet.MAC(gateway)
-	macOther  = rtnl.MAC{0x02, 0xfc, 9, 9, 9, 9}
 )
-
-func ether(dst, src rtnl.MAC, kind uint16, payload ...[]byte) []byte {
-	b := binary.BigEndian.AppendUint16(append(dst[:], src[:]...), kind)
-	return append(b, rtnl.Join(payload...)...)
-}
-
-// udp is an IPv4 datagram with a text.
-func udp(src, dst netip.Addr, port uint16, text string) []byte {
-	n := 28 + len(text)
-	b := []byte{0x45, 0, byte(n >> 8), byte(n), 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}
-	b = append(append(b, src.AsSlice()...), dst.AsSlice()...)
-	sum := uint32(0)
-	for i := 0; i < 20; i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
-	}
-	sum = sum>>16 + sum&0xffff
-	binary.BigEndian.PutUint16(b[10:], ^uint16(sum+sum>>16))
-	b = binary.BigEndian.AppendUint16(b, 68)
-	b = binary.BigEndian.AppendUint16(b, port)
-	b = binary.BigEndian.AppendUint16(b, uint16(8+len(text)))
-	return append(append(b, 0, 0), text...)
-}
-
-// arp says that addr is at mac, and carries a text in its padding.
-func arp(op byte, mac rtnl.MAC, addr, target netip.Addr, text string) []byte {
-	b := append([]byte{0, 1, 8, 0, 6, 4, 0, op}, mac[:]...)
-	b = append(append(b, addr.AsSlice()...), 0, 0, 0, 0, 0, 0)
-	return append(append(b, target.AsSlice()...), text...)
-}
-
-// ra is an IPv6 router advertisement.
-func ra(text string) []byte {
-	body := append([]byte{134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0}, text...)
-	b := append([]byte{0x60, 0, 0, 0, 0, byte(len(body)), unix.IPPROTO_ICMPV6, 255}, net.ParseIP("fe80::1")...)
-	return append(append(b, net.ParseIP("ff02::1")...), body...)
-}
-
-// spoofs are the kinds of frames that the VM A must not be able to send.
-func spoofs() map[string][]byte {
-	tag := func(id byte) []byte { return []byte{0, id} }
-	ip4 := func(b []byte) []byte { return append([]byte{8, 0}, b...) }
-	good := udp(addrA, gateway, 9, marker)
-	return map[string][]byte{
-		"another guest's address":      ether(macHost, macA, 0x0800, udp(addrB, gateway, 9, marker)),
-		"an address of the internet":   ether(macHost, macA, 0x0800, udp(netip.MustParseAddr("8.8.8.8"), gateway, 9, marker)),
-		"the bridge's own address":     ether(macHost, macA, 0x0800, udp(gateway, addrA, 9, marker)),
-		"another Ethernet address":     ether(macHost, macOther, 0x0800, good),
-		"ARP for the gateway":          ether(broadcast, macA, 0x0806, arp(2, macA, gateway, addrB, marker)),
-		"ARP for another guest":        ether(broadcast, macA, 0x0806, arp(1, macA, addrB, gateway, marker)),
-		"ARP with another inner MAC":   ether(broadcast, macA, 0x0806, arp(2, macOther, addrA, gateway, marker)),
-		"ARP probe without an address": ether(broadcast, macA, 0x0806, arp(1, macA, netip.MustParseAddr("0.0.0.0"), addrB, marker)),
-		"IPv6 router advertisement":    ether(rtnl.MAC{0x33, 0x33, 0, 0, 0, 1}, macA, 0x86dd, ra(marker)),
-		"VLAN tag":                     ether(macHost, macA, 0x8100, tag(7), ip4(good)),
-		"priority tag, VLAN 0":         ether(macHost, macA, 0x8100, tag(0), ip4(good)),
-		"two VLAN tags":                ether(macHost, macA, 0x88a8, tag(7), []byte{0x81, 0}, tag(8), ip4(good)),
-		"DHCP":                         ether(broadcast, macA, 0x0800, udp(netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("255.255.255.255"), 67, marker)),
-		"spanning tree":                ether(rtnl.MAC{1, 0x80, 0xc2, 0, 0, 0}, macA, 40, []byte{0x42, 0x42, 3}, []byte(marker)),
-		"LLDP":                         ether(rtnl.MAC{1, 0x80, 0xc2, 0, 0, 0x0e}, macA, 0x88cc, []byte(marker)),
-		"an unknown protocol":          ether(macHost, macA, 0x88b5, []byte(marker)),
-	}
-}
 
 // sniff counts the frames with the marker that arrive at a link of the host,
 // until the fence does.
@@ -163,7 +99,7 @@ func toB(t *testing.T) func(text string) error {
 // toHost returns a function that sends the fence from A to the host.
 func toHost(a *nettest.Tap) func(text string) error {
 	return func(text string) error {
-		return a.Send(ether(macHost, macA, 0x0800, udp(addrA, gateway, 9, text)))
+		return a.Send(nettest.Ether(macHost, macA, 0x0800, nettest.UDP(addrA, gateway, 9, text)))
 	}
 }
 
@@ -177,7 +113,8 @@ func TestSpoofedFrames(t *testing.T) {
 	attach(t, n, idB, addrB, true)
 	a, b := nettest.OpenTap(t, hostnet.TAP(idA)), nettest.OpenTap(t, hostnet.TAP(idB))
 	sniff(t, "br-fc")(toHost(a))
-	for name, frame := range spoofs() {
+	from := nettest.Sender{Addr: addrA, Other: addrB, Gateway: gateway, MAC: macA, GatewayMAC: macHost}
+	for name, frame := range from.Spoofs(marker) {
 		atHost := sniff(t, "br-fc")
 		before := drops(t)
 		for range each {
@@ -196,7 +133,7 @@ func TestSpoofedFrames(t *testing.T) {
 	}
 	honest := sniff(t, "br-fc")
 	for range each {
-		if err := a.Send(ether(macHost, macA, 0x0800, udp(addrA, gateway, 9, marker))); err != nil {
+		if err := a.Send(nettest.Ether(macHost, macA, 0x0800, nettest.UDP(addrA, gateway, 9, marker))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -234,8 +171,8 @@ func TestGuestToGuest(t *testing.T) {
 		got := count(t, b.Receive)
 		for range each {
 			for _, frame := range [][]byte{
-				ether(macB, macA, 0x0800, udp(addrA, addrB, 9, marker)),
-				ether(broadcast, macA, 0x0806, arp(1, macA, addrA, addrB, marker)),
+				nettest.Ether(macB, macA, 0x0800, nettest.UDP(addrA, addrB, 9, marker)),
+				nettest.Ether(broadcast, macA, 0x0806, nettest.ARP(1, macA, nettest.Asks{From: addrA, For: addrB}, marker)),
 			} {
 				if err := a.Send(frame); err != nil {
 					t.Fatal(err)
