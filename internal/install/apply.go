@@ -28,7 +28,8 @@ func Install(ctx context.Context, o Options) (*Plan, error) {
 	if err := needRoot("install"); err != nil {
 		return nil, err
 	}
-	if err := thisHost().refuse(ctx); err != nil {
+	host := thisHost()
+	if err := host.refuse(ctx); err != nil {
 		return nil, err
 	}
 	unlock, err := lock()
@@ -39,6 +40,11 @@ func Install(ctx context.Context, o Options) (*Plan, error) {
 	p, err := plan(ctx, o)
 	if err != nil {
 		return nil, err
+	}
+	if !p.before.Complete { // else it was asked before; doctor asks again
+		if err := host.virtual(ctx); err != nil {
+			return nil, err
+		}
 	}
 	p.Print(o.Say)
 	if o.DryRun {

@@ -23,7 +23,7 @@ import (
 // dnsPort is where the owner daemon answers for the VMs' names.
 const dnsPort = 42069
 
-// facts are what an install needs of the host, asked for in this order.
+// facts are what an install needs of the host.
 type facts struct {
 	uid     int
 	arch    string
@@ -40,7 +40,7 @@ func thisHost() facts {
 	}
 }
 
-// refuse says what makes an install impossible.
+// refuse says what makes an install impossible, as far as that is cheap to know.
 func (f facts) refuse(ctx context.Context) error {
 	switch {
 	case f.arch != "amd64":
@@ -53,6 +53,11 @@ func (f facts) refuse(ctx context.Context) error {
 			return &api.Error{Code: api.Missing, Msg: fmt.Sprintf("there is no %s, which system mode needs", program), Hint: "install it, on Debian with: sudo apt install " + pkg}
 		}
 	}
+	return f.port(ctx)
+}
+
+// virtual refuses where KVM cannot run a guest, which is found out by running one.
+func (f facts) virtual(ctx context.Context) error {
 	if v := f.kvm(ctx); !v.Usable {
 		hint := v.Fix
 		if hint == "" {
@@ -60,7 +65,7 @@ func (f facts) refuse(ctx context.Context) error {
 		}
 		return &api.Error{Code: api.Unsupported, Msg: "system mode needs KVM, and it is not usable here: " + v.Why, Hint: hint}
 	}
-	return f.port(ctx)
+	return nil
 }
 
 // needRoot refuses who may not change the system.

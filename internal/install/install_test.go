@@ -26,7 +26,7 @@ func TestRefuse(t *testing.T) {
 		return facts{arch: "amd64", systemd: func() bool { return true }, look: func(string) bool { return true },
 			kvm: func(context.Context) kvm.Verdict { return kvm.Verdict{Usable: true} }, port: func(context.Context) error { return nil }}
 	}
-	if err := good().refuse(t.Context()); err != nil {
+	if err := errors.Join(good().refuse(t.Context()), good().virtual(t.Context())); err != nil {
 		t.Errorf("refuse() of a good host = %v", err)
 	}
 	for name, tt := range map[string]struct {
@@ -47,7 +47,7 @@ func TestRefuse(t *testing.T) {
 	} {
 		f := good()
 		tt.spoil(&f)
-		err := f.refuse(t.Context())
+		err := errors.Join(f.refuse(t.Context()), f.virtual(t.Context()))
 		if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != tt.code || !strings.Contains(e.Msg, tt.says) || !strings.Contains(e.Hint, tt.hint) {
 			t.Errorf("%s: %+v, want code %s, %q and hint %q", name, err, tt.code, tt.says, tt.hint)
 		}

@@ -5,14 +5,14 @@ package install
 import (
 	"encoding/json"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"banger/internal/rootapi"
 )
 
-// The whole life of an installation. What it leaves is looked at by prepare.
+// The whole life of an installation without VMs. What it leaves is looked at by
+// prepare.
 func TestLife(t *testing.T) {
 	before := prepare(t)
 	dry := system(t, built, "", "install", "--firecracker", firecracker, "--dry-run")
@@ -39,7 +39,6 @@ func TestLife(t *testing.T) {
 		t.Errorf("restart: %+v, processes %q and then %q", s, running, pids(t))
 	}
 	healthy(t, "after a restart")
-	upgrade(t)
 	drift(t)
 	uninstallAndBack(t, before)
 }
@@ -103,36 +102,6 @@ func healthy(t *testing.T, when string) {
 	if s.status != 0 || strings.Contains(s.out, "problem") {
 		t.Errorf("%s: system status: %+v", when, s)
 	}
-}
-
-// upgrade installs programs that differ: each has a byte more, which their
-// loader does not see.
-func upgrade(t *testing.T) {
-	t.Helper()
-	dir := t.TempDir()
-	entries, err := os.ReadDir(filepath.Dir(built))
-	must(t, err)
-	for _, e := range entries {
-		b, err := os.ReadFile(filepath.Join(filepath.Dir(built), e.Name()))
-		must(t, err, os.WriteFile(filepath.Join(dir, e.Name()), append(b, 0), 0o755))
-	}
-	running := pids(t)
-	s := system(t, dir+"/banger", "", "install")
-	if s.status != 0 || !strings.Contains(s.err, "replace      /usr/local/libexec/banger/bangerd-root") || pids(t) == running {
-		t.Errorf("upgrade: %+v, processes %q and then %q", s, running, pids(t))
-	}
-	healthy(t, "after an upgrade")
-
-	// One whose daemon does not start changes nothing.
-	false_, err := os.ReadFile("/bin/false")
-	must(t, err, os.Remove(dir+"/bangerd"), os.WriteFile(dir+"/bangerd", false_, 0o755))
-	good := tree(t, "/etc", "/usr/local")
-	s = system(t, dir+"/banger", "", "install")
-	if s.status != failure || !strings.Contains(s.err, "bangerd.service does not work") {
-		t.Errorf("an upgrade that fails: %+v", s)
-	}
-	compare(t, "after an upgrade that failed", good, tree(t, "/etc", "/usr/local"))
-	healthy(t, "after an upgrade that failed")
 }
 
 // drift: what others have changed is found, named, and mended by install.
