@@ -33,10 +33,10 @@ func Run(arg string) error {
 		return fmt.Errorf("reading the jail's description: %w", err)
 	}
 	// Whoever reads the console hears of what goes wrong from here on. A write
-	// that would wait for the reader fails instead: no reader may stop a VM. And
-	// there is always one, this process itself: while another takes the place of
-	// one that has died, Firecracker would get SIGPIPE, whose handler writes to its
-	// log, which is here too, and waits for itself for ever.
+	// that would wait for the reader fails instead: no reader may stop a VM. Nor
+	// may there be none, while another takes the place of one that has died:
+	// Firecracker 1.12.1 hangs for good, its API too, when it prints to a pipe that
+	// nobody reads. So this process is a reader itself.
 	fd, err := unix.Open(jail.Dir(s.ID).Path("console"), unix.O_RDWR|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err := errors.Join(err, unix.Dup3(fd, 1, 0), unix.Dup3(fd, 2, 0)); err != nil {
 		return fmt.Errorf("opening the console: %w", err)

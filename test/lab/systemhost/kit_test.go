@@ -10,16 +10,13 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"banger/internal/install/record"
 	"banger/internal/install/units"
-	"banger/internal/rootapi"
 	"banger/internal/rootclient"
 	"banger/internal/testneed"
 	"banger/internal/vmtest"
@@ -61,30 +58,24 @@ func copyTo(t *testing.T, from, to string, mode os.FileMode) {
 	must(t, err, out.Chmod(mode), out.Close())
 }
 
-// install puts the helper, its units, its record and the owner's directories
-// where they belong.
+// install installs system mode, stops its daemon, in whose place the tests are,
+// and puts files where the owner would have them. In the end the machine is
+// others'.
 func install(t *testing.T) {
 	t.Helper()
 	do(t, "modprobe", "-a", "kvm-amd", "tun")
-	must(t, os.RemoveAll(programs), os.MkdirAll(programs, 0o755), os.MkdirAll("/home/owner", 0o755))
-	for _, name := range []string{"/lab/firecracker/firecracker", "/lab/firecracker/jailer", "/lab/bin/bangerd-root", "/lab/bin/banger-jail", "/lab/bin/banger-companion"} {
-		copyTo(t, name, filepath.Join(programs, filepath.Base(name)), 0o755)
+	must(t, os.RemoveAll(programs), os.MkdirAll(programs, 0o755), os.MkdirAll("/home/owner", 0o755), os.Chown("/home/owner", ownerUID, ownerUID))
+	for _, name := range []string{"firecracker", "jailer"} {
+		copyTo(t, "/lab/firecracker/"+name, filepath.Join(programs, name), 0o755)
 	}
-	must(t, record.Write(rootapi.InstallPath, rootapi.Install{Owner: rootapi.Owner{UID: ownerUID, GID: ownerUID, Name: "owner", Home: "/home/owner"},
-		Prefix: netip.MustParsePrefix("172.16.0.0/24"), Bridge: "br-fc", Zone: "vm",
-		Programs: []rootapi.Program{{Firecracker: programs + "/firecracker", Jailer: programs + "/jailer"}}}))
-	for _, name := range []string{"bangerd-root.service", "bangerd-root.socket", "banger.slice"} {
-		text, err := units.Files.ReadFile(name)
-		must(t, err)
-		filled := strings.NewReplacer("@OWNER@", "owner", "@BINDIR@", programs).Replace(string(text))
-		must(t, os.WriteFile("/etc/systemd/system/"+name, []byte(filled), 0o644))
-	}
-	do(t, "systemctl", "daemon-reload")
-	do(t, "systemctl", "stop", "bangerd-root.service")
-	do(t, "systemctl", "restart", "bangerd-root.socket")
-	for _, dir := range []string{state, cache, filepath.Dir(runDir)} {
-		must(t, os.RemoveAll(dir), os.MkdirAll(dir, 0o700), os.Chown(dir, ownerUID, ownerUID))
-	}
+	t.Cleanup(func() {
+		out, err := exec.CommandContext(context.WithoutCancel(t.Context()), "sh", "-c", "/lab/bin/banger system uninstall --purge && rm -r "+programs+" "+rootsEar).CombinedOutput()
+		if err != nil {
+			t.Errorf("uninstalling: %v\n%s", err, out)
+		}
+	})
+	do(t, "/lab/bin/banger", "system", "install", "--owner", "owner", "--firecracker", programs+"/firecracker")
+	do(t, "systemctl", "stop", "bangerd.service")
 	k := vmtest.NeedKernel(t)
 	g := vmtest.NeedGuest(t)
 	for to, from := range map[string]string{"kernel/vmlinux": k.Vmlinux, "kernel/kernel.tar": k.Tar, "guest/initramfs": g.Initramfs, "guest/base": g.Base, "tmp/x": "/dev/null"} {
@@ -101,12 +92,6 @@ func TestSystemHost(t *testing.T) {
 	testneed.Lab(t)
 	install(t)
 	listen(t)
-	t.Cleanup(func() { // the machine is others' afterwards
-		out, err := exec.CommandContext(context.WithoutCancel(t.Context()), "sh", "-c", "/lab/bin/banger system uninstall --purge && rm -r "+programs+" "+rootsEar).CombinedOutput()
-		if err != nil {
-			t.Errorf("uninstalling: %v\n%s", err, out)
-		}
-	})
 	t.Run("Plain", func(t *testing.T) { asTheOwner(t, "^TestOwner") })
 	t.Run("InAUnit", func(t *testing.T) { asTheOwner(t, "^TestOwner(Survival|Lease|Reasons)$", sandbox(t)...) })
 	var c rootclient.Client

@@ -43,7 +43,7 @@ func asOwner(t *testing.T) {
 // newHost is the host as a process finds it that has just started.
 func newHost(t *testing.T) *systemhost.Host {
 	t.Helper()
-	h, err := systemhost.New(systemhost.Config{RunDir: runDir, CompanionPath: programs + "/banger-companion", Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	h, err := systemhost.New(systemhost.Config{RunDir: runDir, CompanionPath: "/usr/local/libexec/banger/banger-companion", Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	must(t, err)
 	t.Cleanup(func() { must(t, h.Close()) })
 	return h
