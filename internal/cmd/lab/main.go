@@ -47,7 +47,7 @@ func main() {
 	flag.StringVar(&o.list, "list", "lab.txt", "file with the packages")
 	flag.StringVar(&o.results, "results", "build/lab", "directory for results; what it held is removed")
 	flag.BoolVar(&o.cover, "cover", false, "build for coverage; the data come to RESULTS/out/cover")
-	flag.DurationVar(&o.limit, "limit", 20*time.Minute, "how long all of it may take")
+	flag.DurationVar(&o.limit, "limit", 35*time.Minute, "how long all of it may take")
 	flag.Parse()
 	o.args = flag.Args()
 	if err := do(ctx, o); err != nil {
