@@ -2,9 +2,10 @@
 // interface that package machine knows.
 //
 // A [Host] starts VMMs and gives them back; it keeps no state that it cannot
-// read back from the machine itself. Disks, rows and identities are the
-// daemon's. User mode implements it in package userhost; all implementations
-// pass the suite in host/hosttest.
+// read back from the machine itself. [Turns] shares its processors out among
+// boots. Disks, rows and identities are the daemon's. User mode implements it in
+// package userhost, system mode in systemhost; all implementations pass the suite
+// in host/hosttest.
 package host
 
 import (

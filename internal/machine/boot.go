@@ -126,7 +126,6 @@ func (v *vm) start(ctx, life context.Context, userKey string, t *teller) error {
 func (v *vm) boot(ctx, life context.Context, t *teller) error {
 	ctx, over := v.haltable(ctx, life, stopping)
 	defer over()
-	defer v.x.booting()()
 	for attempt := 1; ; attempt++ {
 		err := v.attempt(ctx, life, attempt, t)
 		silent, ok := errors.AsType[*silence](err)
@@ -154,9 +153,10 @@ type silence struct {
 
 func (s *silence) Error() string { return fmt.Sprintf("VM %q %s", s.name, s.why) }
 
-// attempt launches the VM once and waits for the agent.
+// attempt launches the VM once, when it is its turn, and waits for the agent.
 func (v *vm) attempt(ctx, life context.Context, n int, t *teller) error {
 	v.stage = api.StageNone
+	defer v.x.turns.Take(ctx, func() { t.phase("queue") })()
 	t.phase("launch")
 	run, err := v.launch(ctx, t)
 	if ctx.Err() != nil && err != nil {

@@ -48,21 +48,7 @@ func (l Limits) crowded(boots int) Limits {
 	return l
 }
 
-// booting counts a boot; the function that it returns counts it off.
-func (x *Index) booting() (over func()) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.boots++
-	return func() {
-		x.mu.Lock()
-		defer x.mu.Unlock()
-		x.boots--
-	}
-}
-
 // limits are those of now.
 func (x *Index) limits(driver string) Limits {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.cfg.Limits.forDriver(driver).crowded(x.boots)
+	return x.cfg.Limits.forDriver(driver).crowded(x.turns.Count())
 }

@@ -156,11 +156,11 @@ type Index struct {
 	closed   chan struct{} // closed when Run ends
 	watchers sync.WaitGroup
 	sweep    chan struct{} // holds a token while one reconciles
+	turns    host.Turns    // of boots
 
 	mu     sync.Mutex // guards what follows; never kept across I/O
 	byID   map[string]*vm
 	byName map[string]*vm
-	boots  int // under way, for the deadlines
 }
 
 // Open reads the rows; if the state file is new, it rebuilds them from the
