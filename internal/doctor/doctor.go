@@ -247,8 +247,20 @@ func configReadable(_ context.Context, _ Host, s Subject) Row {
 
 func vmDefaults(_ context.Context, _ Host, s Subject) Row {
 	r := s.Sizes
-	return pass("%d vCPU (%s), %v memory (%s), %v disk (%s)", r.Spec.VCPUs, r.VCPUs,
+	row := pass("%d vCPU (%s), %v memory (%s), %v disk (%s)", r.Spec.VCPUs, r.VCPUs,
 		size.Bytes(r.Spec.MemoryMiB)*size.MiB, r.Memory, size.Bytes(r.Spec.DiskBytes), r.Disk)
+	if !s.Layout.System {
+		return row
+	}
+	nat, dns := "no internet (builtin)", "the host's name servers (host)"
+	if s.Config.NAT {
+		nat = "internet (config)"
+	}
+	if len(s.Config.DefaultDNS) > 0 {
+		dns = fmt.Sprintf("name servers %v (config)", s.Config.DefaultDNS)
+	}
+	row.Detail += ", " + nat + ", with it " + dns
+	return row
 }
 
 func daemonReachable(ctx context.Context, h Host, s Subject) Row {
@@ -262,6 +274,12 @@ func daemonReachable(ctx context.Context, h Host, s Subject) Row {
 	}
 	if v := version.Get().String(); d.Hello.Version != v || d.Hello.Protocol != api.Protocol {
 		return restart(s, Row{Status: Warn, Detail: fmt.Sprintf("pid %d is %s, this banger is %s", d.Hello.PID, d.Hello.Version, v)})
+	}
+	if e := d.Hello.Problem; e != nil {
+		return Row{Status: Fail, Detail: e.Msg, Fix: cmp.Or(e.Hint, "banger daemon logs")}
+	}
+	if n := d.Hello.Network; n != nil && n.Problem != nil {
+		return Row{Status: Warn, Detail: n.Problem.Msg, Fix: cmp.Or(n.Problem.Hint, "banger daemon logs")}
 	}
 	return pass("pid %d; VMs: %d, of which %d running", d.Hello.PID, d.Hello.Machines, d.Hello.Running)
 }

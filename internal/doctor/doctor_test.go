@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -122,6 +123,10 @@ var spoils = []struct {
 		}
 	}), "not running", "sudo banger system restart"},
 	{"daemon", doctor.Warn, inSystem(daemon(func(d *doctor.Daemon) { d.Hello.Version = "v0.0.1" })), "v0.0.1", "sudo banger system restart"},
+	{"daemon", doctor.Fail, daemon(func(d *doctor.Daemon) { d.Hello.Problem = &api.Error{Msg: "no KVM"} }), "no KVM", "banger daemon logs"},
+	{"daemon", doctor.Warn, daemon(func(d *doctor.Daemon) {
+		d.Hello.Network = &api.Network{Problem: &api.Error{Msg: "the port is taken", Hint: "ss -l"}}
+	}), "the port is taken", "ss -l"},
 	{"leaks", doctor.Warn, inSystem(daemon(func(d *doctor.Daemon) { d.Census.Leaks = []string{"pid 7"} })), "pid 7", "sudo banger system restart"},
 	{"leaks", doctor.Warn, daemon(func(d *doctor.Daemon) { d.Census.Leaks = []string{"pid 7"} }), "pid 7", "banger daemon restart"},
 	{"image", doctor.Fail, func(_ *doctor.Host, s *doctor.Subject) { s.DefaultImage = "nope" }, `no image named "nope"`, "banger image import nope"},
@@ -196,6 +201,21 @@ func TestDefaultsTellTheirSources(t *testing.T) {
 	for _, r := range doctor.Run(t.Context(), h, s) {
 		if want := "2 vCPU (host), 2GiB memory (config), 8GiB disk (builtin)"; r.Check == "vm-defaults" && r.Detail != want {
 			t.Errorf("vm-defaults says %q, want %q", r.Detail, want)
+		}
+	}
+}
+
+func TestDefaultsOfTheNetwork(t *testing.T) {
+	for want, c := range map[string]config.Config{
+		", no internet (builtin), with it the host's name servers (host)": {},
+		", internet (config), with it name servers [192.0.2.1] (config)":  {NAT: true, DefaultDNS: []netip.Addr{netip.MustParseAddr("192.0.2.1")}},
+	} {
+		h, s := healthy()
+		s.Layout.System, s.Config = true, c
+		for _, r := range doctor.Run(t.Context(), h, s) {
+			if r.Check == "vm-defaults" && !strings.HasSuffix(r.Detail, want) {
+				t.Errorf("vm-defaults says %q, want %q at its end", r.Detail, want)
+			}
 		}
 	}
 }
