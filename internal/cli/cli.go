@@ -16,6 +16,7 @@ import (
 
 	"banger/internal/client"
 	"banger/internal/config"
+	"banger/internal/doctorcmd"
 	"banger/internal/paths"
 	"banger/internal/systemcmd"
 	"banger/internal/usage"
@@ -99,7 +100,8 @@ programs.`,
 	}
 	root.SetVersionTemplate("banger {{.Version}}\n")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the answer as JSON")
-	root.AddCommand(a.vm(), a.vmList("ps"), a.image(), a.kernel(), a.sshConfig(), a.daemon(), systemcmd.Env{Self: a.Self, Getenv: a.Getenv, Printer: a.printer}.Command(), a.doctor(), a.versionCmd(), a.internal())
+	root.AddCommand(a.vm(), a.vmList("ps"), a.image(), a.kernel(), a.sshConfig(), a.daemon(), systemcmd.Env{Self: a.Self, Getenv: a.Getenv, Printer: a.printer}.Command(),
+		doctorcmd.Env{Self: a.Self, Stderr: a.Stderr, Getenv: a.Getenv, Printer: a.printer}.Command(), a.versionCmd(), a.internal())
 	usage.Dress(root)
 	return root
 }
