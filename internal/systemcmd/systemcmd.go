@@ -39,7 +39,7 @@ root and nothing else. Installing needs root once; daily work does not.
 
   sudo banger system install --owner "$USER"    install, upgrade or repair
   banger system status                          how it does, and what is wrong
-  sudo banger system restart                    start both services anew; VMs go on
+  sudo banger system restart                    start both anew; VMs go on
   sudo banger system uninstall                  the inverse; VMs' disks stay`,
 	}
 	c.AddCommand(e.install(), e.status(), e.restart(), e.uninstall())
@@ -64,10 +64,10 @@ func (e Env) install() *cobra.Command {
 		Use:   "install",
 		Short: "install system mode, or upgrade or repair it",
 		Long: `install says what it will do and does it: programs in ` + install.BinDir + `
-(and ` + install.Command + `), units, /etc/banger, and the services started, now and
-at each boot. If a step fails, those before it are undone. It may be typed again
-at any time: it replaces what differs, starts the services anew, and leaves
-running VMs and what runs in them alone. What was chosen once is kept.
+(and ` + install.Command + `), units, /etc/banger, and the services started, now
+and at each boot. If a step fails, those before it are undone. It may be typed
+again at any time: it replaces what differs, starts the services anew, and
+leaves running VMs and what runs in them alone. What was chosen once is kept.
 
 It refuses what could not work, with the fix: no KVM, no systemd, no Firecracker
 of root's, a prefix or port that is taken, another owner than before.`,
