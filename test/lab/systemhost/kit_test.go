@@ -69,7 +69,7 @@ func install(t *testing.T) {
 		copyTo(t, "/lab/firecracker/"+name, filepath.Join(programs, name), 0o755)
 	}
 	t.Cleanup(func() {
-		out, err := exec.CommandContext(context.WithoutCancel(t.Context()), "sh", "-c", "/lab/bin/banger system uninstall --purge && rm -r "+programs+" "+rootsEar).CombinedOutput()
+		out, err := exec.CommandContext(context.WithoutCancel(t.Context()), "sh", "-c", "/lab/bin/banger system uninstall --purge && rm -r "+programs).CombinedOutput()
 		if err != nil {
 			t.Errorf("uninstalling: %v\n%s", err, out)
 		}
