@@ -49,6 +49,7 @@ var needs = []need{
 	{program: "nft", why: "the packet filter of the network tests", apt: "nftables", dnf: "nftables", pacman: "nftables", test: true},
 	{program: "ip", why: "looks at what the network tests made", apt: "iproute2", dnf: "iproute", pacman: "iproute2", test: true},
 	{program: "iptables", why: "plays Docker in the network tests", apt: "iptables", dnf: "iptables-nft", pacman: "iptables-nft", test: true},
+	{program: "ping", why: "tries the guests' network", apt: "iputils-ping", dnf: "iputils", pacman: "iputils", test: true},
 	{program: "conntrack", why: "counts connections in the network tests", apt: "conntrack", dnf: "conntrack-tools", pacman: "conntrack-tools", test: true},
 	{program: "sysctl", why: "forwards packets in the network tests", apt: "procps", dnf: "procps-ng", pacman: "procps-ng", test: true},
 	{program: "dnsmasq", why: "tries the recipes of docs/dns-routing.md", apt: "dnsmasq-base", dnf: "dnsmasq", pacman: "dnsmasq", test: true},
