@@ -52,6 +52,9 @@ const (
 // Hello is the first line on the console.
 const Hello = "fake guest: here I am"
 
+// Bye is the last line on the console of a guest that was asked to end.
+const Bye = "fake guest: ending"
+
 // A Driver runs this very program as the VMM.
 type Driver struct {
 	Path string // of a program that calls Main; os.Executable if empty

@@ -375,9 +375,9 @@ func (m *machine) shutdown(c *agentapi.Conn, q *agentapi.Shutdown) error {
 		end, kind = vmm.EndReset, "reboot"
 	}
 	m.happen(agentapi.Event{Type: agentapi.EventEnding, Text: kind})
+	m.printf("%s\r\n", Bye) // an init's last words come before the disk is frozen
 	m.happen(agentapi.Event{Type: agentapi.EventFrozen})
-	m.flush() // as a kernel takes some time to power off
-	m.printf("fake guest: ending\r\n")
+	m.flush() // as a kernel takes some time to power off, for which a host need not wait
 	m.off(end)
 	return nil
 }
