@@ -193,6 +193,33 @@ func TestFlood(t *testing.T) {
 	}
 }
 
+// A follower that is far behind when the VM is stopped and released gets the
+// rest all the same, to the last byte.
+func TestFollowerBehind(t *testing.T) {
+	v := start(t, fake.Flood)
+	r, err := v.Console(v.ctx, 0, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	hosttest.Home(v.ctx, t, v.run, api.StageBoot)
+	if n, err := io.CopyN(io.Discard, r, 1<<20); err != nil {
+		t.Fatalf("a follower read %d bytes, %v", n, err)
+	}
+	if _, err := v.Stop(v.ctx, 20*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { hosttest.Release(t, v.host, v.spec.ID) })
+	got, rerr := io.ReadAll(r)
+	wg.Wait()
+	file, err := os.ReadFile(v.spec.ConsolePath)
+	want := file[max(0, len(file)-4096):]
+	if err = errors.Join(rerr, err); err != nil || len(want) == 0 || !bytes.HasSuffix(got, want) {
+		t.Errorf("a follower read %d bytes to the end, %v; want the last to be those of the console's file, which has %d", len(got), err, len(file))
+	}
+}
+
 // A guest that reports without end is heard 256 times.
 func TestGossip(t *testing.T) {
 	v := start(t, fake.Gossip)

@@ -124,7 +124,7 @@ func isCompanion(pid int, id string) bool {
 
 // Release ends whatever there is of id, and removes its directory: see
 // host.Host. The companion goes first, so that it cannot start a VMM behind our
-// back.
+// back; by itself if its VMM has ended, since clients may still read the rest.
 func (k *Keeper) Release(ctx context.Context, id string) error {
 	dir, err := k.Dir(id)
 	if err != nil {
@@ -167,6 +167,9 @@ func (k *Keeper) killAll(ctx context.Context, id, dir string) error {
 		rec = host.Record{}
 	}
 	rec.ID = id
+	if rec.VMM.PID != 0 && k.dead(ctx, rec, nil) {
+		farewell(ctx, rec.Companion)
+	}
 	if err := errors.Join(Kill(ctx, rec.Companion), k.cfg.VMMs.End(ctx, rec)); err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	farewellLimit = 5 * time.Second // for a companion to write down why its VMM ended
+	farewellLimit = 5 * time.Second // for a companion to end after its VMM
 	answerLimit   = 5 * time.Second // for a companion that is there to answer
 	takeOverLimit = 30 * time.Second
 	replacements  = 3 // companions in a row that may be lost before the VM is given up
@@ -173,12 +173,7 @@ func (k *Keeper) exitOf(ctx context.Context, dir string, rec host.Record) host.E
 	if err := companionapi.Load(dir, companionapi.RecordName, &now); err == nil {
 		rec.Companion = now.Companion
 	}
-	if p, err := procid.Open(rec.Companion); err == nil { // it may be about to write
-		ctx, cancel := context.WithTimeout(ctx, farewellLimit)
-		_ = p.Wait(ctx)
-		cancel()
-		_ = p.Close()
-	}
+	farewell(ctx, rec.Companion) // it may be about to write
 	var e host.Exit
 	if err := companionapi.Load(dir, companionapi.ExitName, &e); err == nil {
 		return e
@@ -190,6 +185,19 @@ func (k *Keeper) exitOf(ctx context.Context, dir string, rec host.Record) host.E
 		return host.Exit{Reason: why}
 	}
 	return host.Exit{Reason: vmm.Label(rec.Driver) + " ended while nobody watched it"}
+}
+
+// farewell waits for a companion whose VMM has ended: it says why, sends its
+// clients what they have not read, and ends by itself.
+func farewell(ctx context.Context, companion procid.ID) {
+	p, err := procid.Open(companion)
+	if err != nil {
+		return
+	}
+	defer p.Close()
+	ctx, cancel := context.WithTimeout(ctx, farewellLimit)
+	defer cancel()
+	_ = p.Wait(ctx) // one that hangs is not waited for
 }
 
 // takeOver starts a companion for a VMM that has none.
@@ -286,7 +294,8 @@ func (k *Keeper) answers(ctx context.Context, dir string, rec host.Record) bool 
 	return err == nil
 }
 
-// dead reports whether a VMM that could not be taken over has ended.
+// dead reports whether a VMM has ended; why is what happened when it was spoken
+// to, if it was.
 func (k *Keeper) dead(ctx context.Context, rec host.Record, why error) bool {
 	if errors.Is(why, procid.ErrDead) {
 		return true
