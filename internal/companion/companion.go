@@ -64,8 +64,8 @@ type companion struct {
 	state   *state
 	doomed  chan struct{} // somebody wants the end of a VMM that is not ours to kill
 
-	saving  sync.Mutex // held while the config is saved
-	clients sync.WaitGroup
+	saving  sync.Mutex     // held while the config is saved
+	clients sync.WaitGroup // and who accepts them
 }
 
 // Run is the life of a companion. It returns when the VMM has ended, or an
@@ -190,7 +190,7 @@ func (c *companion) live(ctx context.Context, started io.WriteCloser) error {
 		Hello: c.hello, Event: c.event, Log: c.log})
 	var wg sync.WaitGroup
 	wg.Go(func() { c.link.Run(serving) })
-	wg.Go(func() { c.serve(serving) })
+	c.clients.Go(func() { c.serve(serving) }) // so that settle also sees who has just come
 	if c.cfg.Handed != nil {
 		wg.Go(func() { c.executioner(serving) })
 	}
