@@ -118,11 +118,14 @@ func runDaemon(ctx context.Context, announce *daemon.Announcer) error {
 		Agent: filepath.Join(l.State, agentName), Log: log, Ready: announce.Ready,
 	}
 	if os.Getenv(networkEnv) != "" {
-		cfg.Net = &machine.Net{Prefix: netip.MustParsePrefix("172.16.0.0/24")}
+		cfg.Net = &machine.Net{Prefix: netip.MustParsePrefix("172.16.0.0/24"), Resolvers: nameServers}
 		cfg.Names = &zone.Config{Listen: netip.MustParseAddrPort("127.0.0.1:0"), Helper: noHelper{}, Link: func() int { return 0 }}
 	}
 	return daemon.Run(ctx, cfg)
 }
+
+// nameServers are those of guests with NAT, whatever this host asks.
+func nameServers() []netip.Addr { return []netip.Addr{netip.MustParseAddr("192.0.2.53")} }
 
 // noHelper has nothing to mend and nobody to tell.
 type noHelper struct{}
