@@ -29,7 +29,7 @@ func (v *vm) adopt(life context.Context) (then func()) {
 		then, err = v.adoptRun(life)
 	}
 	v.log("adopting VM", err)
-	if v.row.Untold && v.run != nil {
+	if v.row.Untold && v.runs() {
 		v.log("telling the host what a VM may reach", v.tellNAT(clean))
 	}
 	if v.x.cfg.Store.Fresh() && !v.deleted {

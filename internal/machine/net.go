@@ -55,17 +55,34 @@ func (x *Index) AnyRuns() bool {
 }
 
 // setNAT lets a VM out of the host or keeps it in: at once if it runs, else from
-// its next start on. If that fails nothing has changed. ctx must not end.
+// its next start on. If that fails the row is as before. A host that has failed may
+// have done it all the same, or half of it: it is told what holds, now or before
+// the next operation. ctx must not end.
 func (v *vm) setNAT(ctx context.Context, nat bool) error {
-	running := v.run != nil
+	running := v.runs()
 	if err := v.save(ctx, v.row.State, func(r *row) { r.NAT, r.Untold = nat, running }); err != nil || !running {
 		return err
 	}
 	crash.Point("set.row")
-	if err := v.tellNAT(ctx); err != nil {
-		return errors.Join(err, v.save(ctx, v.row.State, func(r *row) { r.NAT, r.Untold = !nat, false }))
+	err := v.tellNAT(ctx)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if err2 := v.save(ctx, v.row.State, func(r *row) { r.NAT = !nat }); err2 != nil {
+		return errors.Join(err, err2)
+	}
+	v.log("telling the host what a VM may still reach", v.tellNAT(ctx))
+	return err
+}
+
+// runs reports whether there is a VMM that has not ended.
+func (v *vm) runs() bool {
+	select {
+	case <-v.ended():
+		return false
+	default:
+		return v.run != nil
+	}
 }
 
 // tellNAT tells the host what the row says of a VM that runs.

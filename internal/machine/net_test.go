@@ -211,7 +211,16 @@ func TestNAT(t *testing.T) {
 	if _, err := w.x.Set(t.Context(), "web", api.SetMachine{NAT: no()}); err == nil || !strings.Contains(err.Error(), "the helper is gone") {
 		t.Errorf("Set that the host refuses = %v", err)
 	}
-	told("after a refusal", true)
+	if got := w.mustGet(t, "web").NAT; !got {
+		t.Error("after a refusal the row says what was refused")
+	}
+	w.host.FailNAT(nil)
+	w.mustSet(t, "web", api.SetMachine{})
+	told("before the operation after a refusal", true)
+	w.host.FailNAT(errors.New("the helper is gone"))
+	if _, err := w.x.Set(t.Context(), "web", api.SetMachine{NAT: no()}); err == nil {
+		t.Error("Set that the host refuses = nil")
+	}
 	w.stop()
 	w = newWorld(t, dir, nil)
 	told("after a restart of the daemon", true)

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"banger/internal/api"
@@ -88,11 +89,9 @@ func (v *vm) set(ctx context.Context, req api.SetMachine) (err error) {
 		}
 	}
 	if req.NAT != nil && *req.NAT != v.row.NAT {
-		if err := v.setNAT(ctx, *req.NAT); err != nil {
-			return err
-		}
+		err = v.setNAT(ctx, *req.NAT)
 	}
-	return v.copyRow()
+	return errors.Join(err, v.copyRow()) // what was changed before stays
 }
 
 // rename takes a further name for v.

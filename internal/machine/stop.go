@@ -109,10 +109,14 @@ func (v *vm) settle(ctx context.Context, reason string) error {
 }
 
 // makeUp settles a VM whose VMM has ended when the end could not be noted, on a
-// full disk for example. The operation that comes next sees to it.
+// full disk for example, and tells the host what it could not be told. The
+// operation that comes next sees to it.
 func (v *vm) makeUp(life context.Context) {
 	if v.run == nil && (v.row.State == api.Running || v.row.State == api.Stopping) {
 		v.log("noting the end of a VMM", v.settle(context.WithoutCancel(life), v.unsettled))
+	}
+	if v.row.Untold && v.runs() {
+		v.log("telling the host what a VM may reach", v.tellNAT(context.WithoutCancel(life)))
 	}
 }
 

@@ -9,6 +9,7 @@
 package fakehost
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -117,17 +118,15 @@ func (h *Host) SetNAT(_ context.Context, id string, nat bool) error {
 	err := h.natErr
 	h.mu.Unlock()
 	n := h.Net(id)
-	if n == nil && err == nil {
-		err = &api.Error{Code: api.Unsupported, Msg: "this VM has no network"}
-	}
-	if err != nil {
-		return err
+	if n == nil {
+		return cmp.Or(err, error(&api.Error{Code: api.Unsupported, Msg: "this VM has no network"}))
 	}
 	n.NAT = nat
-	return h.setNet(id, *n)
+	return errors.Join(err, h.setNet(id, *n))
 }
 
-// FailNAT makes SetNAT fail with err, or succeed again.
+// FailNAT makes SetNAT fail with err, or succeed again. As of a host that dies
+// before it answers, what was asked for is done all the same.
 func (h *Host) FailNAT(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
