@@ -124,6 +124,10 @@ func (h *Host) start(ctx context.Context, id string, l rootapi.Launch, files []*
 	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), helperLimit)
 	defer cancel()
 	v, err := h.cfg.Helper.Launch(asking, id, l, files...)
+	if refused, ok := errors.AsType[*rootapi.Error](err); ok && refused.Code == rootapi.NotFound {
+		// It was there: what callers take this code for is a VM that is not.
+		return nil, &api.Error{Code: api.Internal, Msg: "starting the VMM: " + refused.Message, Hint: "see what this host lacks: banger doctor", Err: err}
+	}
 	if err != nil {
 		return nil, explain("starting the VMM", err)
 	}
@@ -196,5 +200,7 @@ func (h *Host) SetNAT(ctx context.Context, id string, nat bool) error {
 	if _, err := h.Dir(id); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, helperLimit)
+	defer cancel()
 	return explain("changing what the VM may reach", h.cfg.Helper.Policy(ctx, id, nat))
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -318,8 +319,8 @@ func TestLaunchRefuses(t *testing.T) {
 		}
 	}
 	k.Tell(fake.Refuse)
-	if _, err := h.Launch(t.Context(), vmtest.FakeSpec(t, "")); err == nil || !strings.Contains(err.Error(), "the VMM has ended") {
-		t.Errorf("Launch() of a VMM that refuses = %v", err)
+	if _, err := h.Launch(t.Context(), vmtest.FakeSpec(t, "")); api.CodeOf(err) != api.Internal || !strings.Contains(err.Error(), "the VMM has ended") {
+		t.Errorf("Launch() of a VMM that refuses = %v, want internal", err)
 	}
 }
 
@@ -393,6 +394,30 @@ func TestNoHelper(t *testing.T) {
 		"SetNAT": h.SetNAT(t.Context(), vmtest.ID(t), true)} {
 		if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.Missing || e.Hint != "sudo banger system restart" {
 			t.Errorf("%s() = %#v, want that the helper is missing", name, err)
+		}
+	}
+}
+
+// One that hangs is told from one that is not there.
+func TestSilentHelper(t *testing.T) {
+	socket := filepath.Join(vmtest.ShortDir(t), "root.sock")
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: socket, Net: "unixpacket"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() // nobody accepts
+	h, err := systemhost.New(systemhost.Config{RunDir: vmtest.ShortDir(t), CompanionPath: vmtest.Companion(t), Driver: fake.NameCalling,
+		Helper: rootclient.Client{Socket: socket}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	_, census := h.Census(ctx)
+	_, _, program := h.Firecracker(ctx)
+	for name, err := range map[string]error{"Census": census, "Firecracker": program, "SetNAT": h.SetNAT(ctx, vmtest.ID(t), true)} {
+		if e, ok := errors.AsType[*api.Error](err); !ok && name != "Census" || ok && (e.Code != api.Timeout || e.Hint != "sudo banger system restart") {
+			t.Errorf("%s() = %#v, want a timeout and what to do", name, err)
 		}
 	}
 }

@@ -107,6 +107,8 @@ func (m vmms) Why(ctx context.Context, r host.Record) string {
 
 // Census implements keeper.VMMs.
 func (m vmms) Census(ctx context.Context) (map[string]int, error) {
+	ctx, cancel := context.WithTimeout(ctx, helperLimit)
+	defer cancel()
 	held, err := m.helper.Census(ctx)
 	if err != nil {
 		return nil, explain("looking for VMs", err)
@@ -141,8 +143,11 @@ func explain(attempt string, err error) error {
 		}
 		return &api.Error{Code: code, Msg: attempt + ": the root helper refused: " + refused.Message, Hint: "banger doctor", Err: err}
 	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+	switch {
+	case errors.Is(err, context.Canceled):
 		return fmt.Errorf("%s: %w", attempt, err)
+	case errors.Is(err, context.DeadlineExceeded): // ours: who asks us sets none
+		return &api.Error{Code: api.Timeout, Msg: attempt + ": the root helper does not answer in time", Hint: restart, Err: err}
 	}
 	return &api.Error{Code: api.Missing, Msg: attempt + ": the root helper does not answer", Detail: err.Error(), Hint: restart, Err: err}
 }
