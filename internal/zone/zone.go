@@ -32,6 +32,9 @@ const (
 	apart = 200 * time.Millisecond
 	// limit is how long a call of the helper may take.
 	limit = 5 * time.Second
+	// longest is the longest time between two tries to route the zone, each of
+	// which the helper logs. Hosts without systemd-resolved fail for good.
+	longest = 10 * time.Minute
 )
 
 // A Helper has the rights to change the host's network.
@@ -65,7 +68,11 @@ type Keeper struct {
 	// What follows is Run's own.
 	server *dns.Server // nil if the port cannot be had
 	routed int         // the link that has the route
-	ended  chan error  // of the server's end
+	tried  int         // the link that may have it, or a part of it
+	failed *api.Error  // why it has none
+	pause  time.Duration
+	next   time.Time  // when it is tried again, unless somebody asks
+	ended  chan error // of the server's end
 
 	mu      sync.Mutex // guards what follows
 	at      string
@@ -100,7 +107,7 @@ func (k *Keeper) Look() {
 
 // Open binds the port and has the zone routed there, if both can be done now. What
 // is asked from then on is answered by Run.
-func (k *Keeper) Open(ctx context.Context) { k.look(ctx) }
+func (k *Keeper) Open(ctx context.Context) { k.look(ctx, true) }
 
 // Run answers and looks around until ctx ends, and then takes the route back. It
 // is called once, after Open.
@@ -116,6 +123,7 @@ func (k *Keeper) Run(ctx context.Context) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	last := time.Now()
+	asked := false
 	for served := (*dns.Server)(nil); ; {
 		if k.server != served {
 			served = k.server
@@ -129,24 +137,25 @@ func (k *Keeper) Run(ctx context.Context) {
 			k.fail(&api.Error{Code: api.Internal, Msg: "answering for names", Err: err})
 		case <-tick.C:
 		case <-k.poke:
+			asked = true
 			if wait := apart - time.Since(last); wait > 0 {
 				tick.Reset(wait)
 				continue
 			}
 		}
-		k.look(ctx)
-		last = time.Now()
+		k.look(ctx, asked)
+		last, asked = time.Now(), false
 		tick.Reset(every)
 	}
 }
 
-// look does what is to be done now.
-func (k *Keeper) look(ctx context.Context) {
+// look does what is to be done now; asked is whether somebody waits for it.
+func (k *Keeper) look(ctx context.Context, asked bool) {
 	deaf := k.listen(ctx)
 	mended, broken := k.mend(ctx)
 	problem := cmp.Or(deaf, broken)
 	if deaf == nil {
-		problem = cmp.Or(problem, k.route(ctx, mended))
+		problem = cmp.Or(problem, k.route(ctx, mended || asked && k.failed != nil))
 	}
 	if ctx.Err() == nil { // else nothing is what it seems
 		k.fail(problem)
@@ -196,33 +205,46 @@ func (k *Keeper) mend(ctx context.Context) (bool, *api.Error) {
 	return len(mended) > 0, nil
 }
 
-// route has the zone's names asked for here. Others than we make the link anew
-// too, such as a launch: so its index counts, not only what was mended.
-func (k *Keeper) route(ctx context.Context, mended bool) *api.Error {
+// route has the zone's names asked for here, anew if that is due. Others than we
+// make the link anew too, such as a launch: so its index counts, not only what
+// was mended. What fails is tried again, but ever more seldom.
+func (k *Keeper) route(ctx context.Context, anew bool) *api.Error {
 	link := k.c.Link()
-	if link == 0 || link == k.routed && !mended {
-		if link == 0 {
-			k.routed = 0
-		}
+	switch {
+	case link == 0: // the route is gone with it
+		k.routed, k.tried, k.failed = 0, 0, nil
 		return nil
+	case anew || link != k.tried:
+	case link == k.routed:
+		return nil
+	case time.Now().Before(k.next):
+		return k.failed
+	}
+	if link != k.tried || k.failed == nil {
+		k.pause = every
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	k.routed, k.tried, k.failed = 0, link, nil
 	if err := k.c.Helper.Resolver(ctx, k.server.Addr().Port()); err != nil {
-		k.routed = 0
-		return &api.Error{
+		k.failed = &api.Error{
 			Code: api.Missing, Msg: fmt.Sprintf("the host's resolver is not told of the zone %q: %v", k.c.Zone, err),
 			Hint: "where systemd-resolved is not there, do it by hand: docs/dns-routing.md",
 		}
+		k.next = time.Now().Add(k.pause)
+		if !anew {
+			k.pause = min(2*k.pause, longest)
+		}
+		return k.failed
 	}
 	k.c.Log.Info("names are routed here", "zone", k.c.Zone, "link", link)
 	k.routed = link
 	return nil
 }
 
-// withdraw takes the route back.
+// withdraw takes the route back, or what a try that failed has left of one.
 func (k *Keeper) withdraw(ctx context.Context) {
-	if k.routed == 0 {
+	if k.tried == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
