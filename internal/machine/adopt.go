@@ -79,7 +79,7 @@ func (v *vm) adoptRun(life context.Context) (then func(), err error) {
 	case life.Err() != nil:
 		return then, nil
 	case err != nil:
-		return then, v.gonePast(life, err)
+		return v.gonePast(life, err)
 	}
 	v.follow(life, run)
 	record := run.Record()
@@ -127,8 +127,9 @@ func (v *vm) log(doing string, err error) {
 }
 
 // gonePast notes the end of a VMM that ended while no daemon looked, or that
-// cannot be adopted.
-func (v *vm) gonePast(life context.Context, cause error) error {
+// cannot be adopted. A boot that follows from it is left to the function that it
+// returns.
+func (v *vm) gonePast(life context.Context, cause error) (then func(), err error) {
 	exit := host.Exit{Reason: "it cannot be taken over: " + cause.Error()}
 	if errors.Is(cause, host.ErrGone) {
 		exit.Reason = "its VMM ended while the daemon was away"
@@ -137,7 +138,10 @@ func (v *vm) gonePast(life context.Context, cause error) error {
 		exit = g.Exit
 	}
 	v.x.cfg.Log.Info("VMM is gone", "vm", v.row.Name, "reason", exit.Reason, "asked", exit.Asked)
-	return v.over(life, exit)
+	if v.reboots(exit) {
+		return func() { v.log("starting VM whose guest rebooted", v.over(life, exit)) }, nil
+	}
+	return func() {}, v.over(life, exit)
 }
 
 // resume waits for the rest of a boot that an earlier daemon began; one that

@@ -67,6 +67,20 @@ func TestRestartOfTheDaemon(t *testing.T) {
 	w.clean(t)
 }
 
+// A guest that rebooted while there was no daemon boots when the others have been
+// found again: nobody who looks at them waits for it.
+func TestRebootKeepsNobodyWaiting(t *testing.T) {
+	dir := t.TempDir()
+	w := newWorld(t, dir, nil)
+	m := w.mustCreate(t, "web")
+	w.stop()
+	w.host.End(m.ID, host.Exit{Reason: "the guest rebooted", Reboot: true})
+	w = newWorld(t, dir, behave(fakehost.Behaviour{Silent: true})) // which waits until it is ready
+	w.eventually(t, "web", api.Starting)
+	w.mustStop(t, "web")
+	w.clean(t)
+}
+
 func TestEphemeralWithoutLeaseDoesNotOutliveTheDaemon(t *testing.T) {
 	dir := t.TempDir()
 	w := newWorld(t, dir, nil)

@@ -204,10 +204,15 @@ func (v *vm) over(life context.Context, exit host.Exit) error {
 		err := v.x.cfg.Host.Release(clean, v.id)
 		v.unfollow()
 		return errors.Join(err, v.save(clean, api.Failed, func(r *row) { r.Record = nil }))
-	case exit.Reboot && v.row.State == api.Running && !v.row.Ephemeral:
+	case v.reboots(exit):
 		return v.start(clean, life, "", &teller{})
 	case v.row.State == api.Stopped && v.row.Reason != "":
 		reason = v.row.Reason // an older reason is the better one
 	}
 	return v.settle(clean, reason)
+}
+
+// reboots reports whether a VM whose VMM has ended so is started again.
+func (v *vm) reboots(exit host.Exit) bool {
+	return exit.Reboot && v.row.State == api.Running && !v.row.Ephemeral
 }
