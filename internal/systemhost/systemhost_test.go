@@ -218,6 +218,26 @@ func TestLostReplies(t *testing.T) {
 	}
 }
 
+// A VM is not given up because the helper cannot look at it just now.
+func TestHelperFailsForAWhile(t *testing.T) {
+	k := newKit(t)
+	h, spec := k.host(t), vmtest.FakeSpec(t, "")
+	r := hosttest.Launch(t, h, spec)
+	hosttest.Home(t.Context(), t, r, api.StageAgent)
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	kill(t, r.Record().Companion)
+	k.Fail(rootapi.Adopt, 2)
+	again, err := k.host(t).Adopt(t.Context(), r.Record())
+	if err != nil {
+		t.Fatalf("Adopt() = %v, want the VM", err)
+	}
+	if got, want := again.Record().VMM, r.Record().VMM; got != want {
+		t.Errorf("Adopt() found VMM %v, want %v", got, want)
+	}
+}
+
 // A lease ends its VM without a daemon, and keeps doing so after a takeover.
 func TestLease(t *testing.T) {
 	for name, lose := range map[string]bool{"first companion": false, "second companion": true} {

@@ -72,7 +72,7 @@ func (m vmms) Ends(ctx context.Context, r host.Record) ([]*os.File, error) {
 			return endsOf(v), nil
 		case refused != nil && refused.Code == rootapi.NotFound:
 			return nil, fmt.Errorf("taking over VM %s: %w (%v)", r.ID, procid.ErrDead, err)
-		case refused != nil, ctx.Err() != nil:
+		case refused != nil && refused.Code != rootapi.Failed, ctx.Err() != nil:
 			return nil, explain("taking over the VMM", err)
 		}
 		pause, done := context.WithTimeout(ctx, comesBack)
