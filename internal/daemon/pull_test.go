@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -20,8 +21,10 @@ import (
 func builder(t *testing.T, name string, n *atomic.Int32) client.BuildFunc {
 	return func(_ context.Context, w io.Writer) error {
 		n.Add(1)
-		writeTar(t, w, map[string]string{name: "content"})
-		return nil
+		var b bytes.Buffer
+		writeTar(t, &b, map[string]string{name: "content"})
+		_, err := w.Write(b.Bytes())
+		return err
 	}
 }
 
