@@ -10,6 +10,7 @@ import (
 
 	"banger/internal/api"
 	"banger/internal/host/fakehost"
+	"banger/internal/machine"
 )
 
 // TestBootsTakeTurns starts twice as many VMs as may boot at once: how long
@@ -75,4 +76,52 @@ func TestQueuedBootIsInterrupted(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestQueuedBootIsCutShort asks for the end of a VM that waits for its turn:
+// nobody waits for the boots before it, and its turn is not lost to others.
+func TestQueuedBootIsCutShort(t *testing.T) {
+	for name, end := range map[string]func(ctx context.Context, x *machine.Index) error{
+		"stop": func(ctx context.Context, x *machine.Index) error {
+			_, err := x.Stop(ctx, "late", api.StopMachine{})
+			return err
+		},
+		"kill": func(ctx context.Context, x *machine.Index) error {
+			_, err := x.Kill(ctx, "late", api.KillMachine{})
+			return err
+		},
+		"delete": func(ctx context.Context, x *machine.Index) error { _, err := x.Delete(ctx, "late"); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, behave(fakehost.Behaviour{Delay: 5 * time.Second}), func(t *testing.T, w *world) {
+				if _, _, err := w.create(t.Context(), api.CreateMachine{Name: "late", NoStart: true}); err != nil {
+					t.Fatal(err)
+				}
+				others, late := make(chan error), make(chan error, 1)
+				boot := func() { _, _, err := w.create(t.Context(), api.CreateMachine{}); others <- err }
+				for range runtime.NumCPU() {
+					go boot()
+				}
+				synctest.Wait() // all of them boot now
+				go func() { late <- w.x.Start(t.Context(), "late", api.StartMachine{}, nil) }()
+				synctest.Wait()
+				begun := time.Now()
+				if err := end(t.Context(), w.x); err != nil {
+					t.Errorf("it failed: %v", err)
+				}
+				if err := <-late; api.CodeOf(err) != api.Interrupted || time.Since(begun) != 0 {
+					t.Errorf("Start = %v after %v, want interrupted at once", err, time.Since(begun))
+				}
+				go boot()
+				for range runtime.NumCPU() + 1 {
+					if err := <-others; err != nil {
+						t.Error(err)
+					}
+				}
+				if took := time.Since(begun); took != 10*time.Second {
+					t.Errorf("the others took %v, want two rounds", took)
+				}
+			})
+		})
+	}
 }
