@@ -112,7 +112,8 @@ type Host interface {
 	Census(ctx context.Context) ([]Held, error)
 
 	// SetNAT lets a VM that runs out of the host, or keeps it in and ends what it
-	// has open. Unsupported if the host gives VMs no network.
+	// has open. Unsupported if the host gives VMs no network. After any other error
+	// it may have been done, or half done.
 	SetNAT(ctx context.Context, id string, nat bool) error
 }
 
