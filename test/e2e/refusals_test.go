@@ -271,7 +271,7 @@ func TestStateFile(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer db.Close()
-			if _, err := db.ExecContext(t.Context(), "INSERT INTO migrations VALUES (4, 'later'); PRAGMA user_version = 4"); err != nil {
+			if _, err := db.ExecContext(t.Context(), "INSERT INTO migrations VALUES (1000, 'later'); PRAGMA user_version = 1000"); err != nil {
 				t.Fatal(err)
 			}
 		}, "newer banger"},
