@@ -1,6 +1,7 @@
 package install
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,6 +24,10 @@ import (
 
 // answerLimit is for a daemon that was just started, on a busy machine.
 const answerLimit = time.Minute
+
+// ownerLimit is for what is asked as the owner, shutting VMs down included. Who
+// does not answer must not keep root from uninstalling.
+const ownerLimit = 3 * time.Minute
 
 // await starts the owner daemon and returns when both daemons have answered,
 // as this version and by this record. The helper is started by being asked.
@@ -69,18 +74,13 @@ func failed(ctx context.Context, unit string, err error) error {
 // answers. Root itself asks no daemon of an account's, and believes none: this
 // runs with no right that the owner has not.
 func asOwner(ctx context.Context, in rootapi.Install, out any, args ...string) error {
-	cmd := exec.CommandContext(ctx, filepath.Join(BinDir, "banger"), append(args, "--json")...)
-	cmd.Dir = "/"
-	cmd.Env = []string{"HOME=" + in.Owner.Home, "USER=" + in.Owner.Name, "LOGNAME=" + in.Owner.Name, "PATH=/usr/local/bin:/usr/bin:/bin"}
-	if dir := os.Getenv("GOCOVERDIR"); dir != "" {
-		cmd.Env = append(cmd.Env, "GOCOVERDIR="+dir)
-	}
-	if os.Geteuid() == 0 {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: in.Owner.UID, Gid: in.Owner.GID}}
-	}
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	b, err := cmd.Output()
+	ctx, cancel := context.WithTimeoutCause(ctx, ownerLimit, fmt.Errorf("banger %s did not end within %v", args[0], ownerLimit))
+	defer cancel()
+	cmd := ownersCommand(ctx, in.Owner, filepath.Join(BinDir, "banger"), append(args, "--json")...)
+	stdout, stderr := &bounded{left: 8 << 20}, &bounded{left: 64 << 10}
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	err := cmd.Run()
+	b := stdout.b.Bytes()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -91,12 +91,43 @@ func asOwner(ctx context.Context, in rootapi.Install, out any, args ...string) e
 		return said.Error
 	}
 	if err != nil {
-		return fmt.Errorf("running banger %s as %s: %w: %s", strings.Join(args, " "), in.Owner.Name, err, strings.TrimSpace(stderr.String()))
+		return fmt.Errorf("running banger %s as %s: %w: %s", strings.Join(args, " "), in.Owner.Name, err, strings.TrimSpace(stderr.b.String()))
 	}
 	if err := json.Unmarshal(b, out); err != nil {
 		return fmt.Errorf("reading what banger %s says: %w", strings.Join(args, " "), err)
 	}
 	return nil
+}
+
+// ownersCommand is a program with the owner's rights and none of root's. It is
+// the owner's in all but name, who may trace it: so it has no terminal, into
+// which it could type what a shell of root's would then execute, and what it
+// says is bounded. No process of its own keeps the answer from ending.
+func ownersCommand(ctx context.Context, o rootapi.Owner, program string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Dir, cmd.WaitDelay = "/", time.Second
+	cmd.Env = []string{"HOME=" + o.Home, "USER=" + o.Name, "LOGNAME=" + o.Name, "PATH=/usr/local/bin:/usr/bin:/bin"}
+	if dir := os.Getenv("GOCOVERDIR"); dir != "" {
+		cmd.Env = append(cmd.Env, "GOCOVERDIR="+dir)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: o.UID, Gid: o.GID}
+	}
+	return cmd
+}
+
+// bounded keeps the first bytes that are written, and takes them all.
+type bounded struct {
+	b    bytes.Buffer
+	left int
+}
+
+// Write never fails.
+func (w *bounded) Write(p []byte) (int, error) {
+	n, _ := w.b.Write(p[:min(len(p), w.left)])
+	w.left -= n
+	return len(p), nil
 }
 
 // askDaemon asks the owner daemon who it is.
