@@ -32,7 +32,7 @@ func Install(ctx context.Context, o Options) (*Plan, error) {
 	if err := host.refuse(ctx); err != nil {
 		return nil, err
 	}
-	unlock, err := lock()
+	unlock, err := lock(lockFile)
 	if err != nil {
 		return nil, err
 	}
@@ -242,7 +242,7 @@ func Restart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	unlock, err := lock()
+	unlock, err := lock(lockFile)
 	if err != nil {
 		return err
 	}

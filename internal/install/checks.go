@@ -130,18 +130,33 @@ func listener(proc string, port int) string {
 	return "another program"
 }
 
-// lock lets one process at a time change what is installed. What is locked is
-// there anyway, so that nothing of the lock is left.
-func lock() (unlock func(), err error) {
-	d, err := os.Open(unitDir)
-	if err != nil {
-		return nil, fmt.Errorf("locking what is installed: %w", err)
+// lockFile is there while somebody changes what is installed. It is for root
+// alone to open: what others can open, they can lock for good.
+const lockFile = "/run/banger-install.lock"
+
+// lock lets one process at a time change what is installed. The file goes when
+// it is given back, so that nothing of the lock is left; so one that was got
+// must still be the one that has the name.
+func lock(path string) (unlock func(), err error) {
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("locking what is installed: %w", err)
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			f.Close()
+			return nil, &api.Error{Code: api.Conflict, Msg: "another banger installs or uninstalls right now", Hint: "wait for it, and try again"}
+		}
+		mine, err1 := f.Stat()
+		named, err2 := os.Lstat(path)
+		if err1 == nil && err2 == nil && os.SameFile(mine, named) {
+			return func() {
+				_ = os.Remove(path) // the next one takes it as it is
+				f.Close()
+			}, nil
+		}
+		f.Close()
 	}
-	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		d.Close()
-		return nil, &api.Error{Code: api.Conflict, Msg: "another banger installs or uninstalls right now", Hint: "wait for it, and try again"}
-	}
-	return func() { d.Close() }, nil
 }
 
 const forwardingFile = "/proc/sys/net/ipv4/ip_forward"

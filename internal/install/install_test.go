@@ -85,6 +85,34 @@ func TestListener(t *testing.T) {
 	}
 }
 
+// One at a time, and nothing of the lock is left. Nobody else than root, or who
+// runs this test, can open it and so hold it.
+func TestLock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	for range 2 {
+		unlock, err := lock(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st, err := os.Stat(path); err != nil || st.Mode() != 0o600 {
+			t.Errorf("the lock is %v, %v; want mode 0600", st, err)
+		}
+		if _, err := lock(path); api.CodeOf(err) != api.Conflict {
+			t.Errorf("lock() a second time = %v, want a conflict", err)
+		}
+		unlock()
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("after unlock() the lock is still there: %v", err)
+		}
+	}
+	if err := os.Symlink("elsewhere", path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lock(path); err == nil {
+		t.Error("lock() of a link = nil")
+	}
+}
+
 func TestHolder(t *testing.T) {
 	dir := t.TempDir()
 	for path, want := range map[string]struct {

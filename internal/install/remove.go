@@ -50,7 +50,7 @@ func Uninstall(ctx context.Context, r Removal) (*Removed, error) {
 	if err := needRoot("uninstall"); err != nil {
 		return nil, err
 	}
-	unlock, err := lock()
+	unlock, err := lock(lockFile)
 	if err != nil {
 		return nil, err
 	}
