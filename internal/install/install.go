@@ -198,6 +198,9 @@ func (p *Plan) compare() error {
 		if err != nil {
 			return fmt.Errorf("looking at what is installed: %w", err)
 		}
+		if at, err := files.Guarded(filepath.Dir(n.Path)); err != nil {
+			return &api.Error{Code: api.Denied, Msg: fmt.Sprintf("%s would not be root's alone: %v", n.Path, err), Hint: fmt.Sprintf("who can write there could become root; make it root's: sudo chown root: %s && sudo chmod go-w %[1]s", at)}
+		}
 		if s == files.Foreign && n.Path != rootapi.InstallPath {
 			return &api.Error{Code: api.Exists, Msg: fmt.Sprintf("%s is there, and banger has not put it there", n.Path), Hint: "look at it, and move it away: sudo mv " + n.Path + " " + n.Path + ".before-banger"}
 		}

@@ -201,10 +201,11 @@ func (m Manifest) Look(n New) (State, error) {
 	return Foreign, nil
 }
 
-// modeFits reports whether the file there, if it is one, has the mode.
+// modeFits reports whether the file there, if it is one, has the mode, and is
+// ours to write: its owner could change it at any time.
 func (n New) modeFits() bool {
 	st, err := os.Lstat(n.Path)
-	return err == nil && (n.Link != "" || st.Mode() == n.Mode)
+	return err == nil && uidOf(st) == uint32(os.Geteuid()) && (n.Link != "" || st.Mode() == n.Mode)
 }
 
 // Drift lists the files that are not as they were put.
