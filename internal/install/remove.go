@@ -191,15 +191,15 @@ func (x *uninstall) services(ctx context.Context) (err error) {
 	return nil
 }
 
-// stop stops units and has them not started again; one that is not there is
-// stopped.
+// stop stops units and has them not started again, those too whose files
+// somebody has deleted meanwhile.
 func (x *uninstall) stop(ctx context.Context, names ...string) error {
 	for _, name := range names {
 		u, err := systemctl.Show(ctx, name)
 		if err != nil {
 			return err
 		}
-		if u.Load == "not-found" {
+		if u.Gone() {
 			continue
 		}
 		if _, err := systemctl.Run(ctx, "stop", name); err != nil {
@@ -208,7 +208,7 @@ func (x *uninstall) stop(ctx context.Context, names ...string) error {
 		if name == helperUnit { // has no [Install]
 			continue
 		}
-		if _, err := systemctl.Run(ctx, "disable", "--quiet", name); err != nil {
+		if _, err := systemctl.Run(ctx, "disable", "--quiet", name); err != nil && u.Load != "not-found" { // nothing to read an [Install] from
 			return err
 		}
 	}

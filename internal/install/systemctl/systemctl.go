@@ -50,6 +50,12 @@ type Unit struct {
 // Up reports whether the unit does its work.
 func (u Unit) Up() bool { return u.Active == "active" }
 
+// Gone reports whether there is nothing of the unit: no file, and nothing that
+// goes on without one, as it does when a file is deleted under it.
+func (u Unit) Gone() bool {
+	return u.Load == "not-found" && (u.Active == "inactive" || u.Active == "failed")
+}
+
 // Show tells about a unit, whether or not there is one of the name.
 func Show(ctx context.Context, name string) (Unit, error) {
 	out, err := Run(ctx, "show", "--property=LoadState,ActiveState,SubState,UnitFileState,Result,NeedDaemonReload", "--", name)

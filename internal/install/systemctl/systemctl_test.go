@@ -12,3 +12,16 @@ func TestParse(t *testing.T) {
 		t.Errorf("parse() of a unit that is not there = %+v", u)
 	}
 }
+
+// A service whose file was deleted under it is not found, and goes on.
+func TestGone(t *testing.T) {
+	for out, want := range map[string]bool{
+		"LoadState=not-found\nActiveState=inactive\n": true, "LoadState=not-found\nActiveState=failed\n": true,
+		"LoadState=not-found\nActiveState=active\n": false, "LoadState=not-found\nActiveState=activating\n": false,
+		"LoadState=loaded\nActiveState=inactive\n": false, "": false,
+	} {
+		if got := parse("x.service", out).Gone(); got != want {
+			t.Errorf("Gone() after %q = %v, want %v", out, got, want)
+		}
+	}
+}
