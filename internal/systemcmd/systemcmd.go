@@ -9,6 +9,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -43,7 +45,31 @@ root and nothing else. Installing needs root once; daily work does not.
   sudo banger system uninstall                  the inverse; VMs' disks stay`,
 	}
 	c.AddCommand(e.install(), e.status(), e.restart(), e.uninstall())
+	for _, sub := range c.Commands() {
+		do := sub.RunE
+		sub.RunE = func(cmd *cobra.Command, args []string) error { return e.hinted(do(cmd, args)) }
+	}
 	return c
+}
+
+// typed has a command that is to be typed name this program. The installed one is
+// in everybody's PATH; one that was just built is not in root's, where "banger"
+// is nothing, or the one that is to be upgraded.
+func (e Env) typed(command string) string {
+	if real, err := filepath.EvalSymlinks(e.Self); err != nil || filepath.Dir(real) == install.BinDir {
+		return command
+	}
+	return strings.ReplaceAll(command, "sudo banger ", "sudo "+e.Self+" ")
+}
+
+// hinted is an error whose hint can be typed.
+func (e Env) hinted(err error) error {
+	if said, ok := err.(*api.Error); ok {
+		said := *said // it may be a package's one value
+		said.Hint = e.typed(said.Hint)
+		return &said
+	}
+	return err
 }
 
 // say is a line of what happens while a person waits.
@@ -112,6 +138,9 @@ exits with 125 if something is wrong, and says what to type.`,
 			s, err := install.Look(cmd.Context())
 			if err != nil {
 				return err
+			}
+			for i := range s.Problems {
+				s.Problems[i].Fix = e.typed(s.Problems[i].Fix)
 			}
 			if err := e.Printer().Print(s, func(w io.Writer) { s.Print(to(w)) }); err != nil {
 				return err
