@@ -242,6 +242,13 @@ func Restart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	m, err := listed()
+	if err == nil && m.Version == "" {
+		err = &api.Error{Code: api.StateDamaged, Msg: "the list of what is installed is gone, " + Manifest, Hint: fixInstall + " writes it anew"}
+	}
+	if err != nil {
+		return err
+	}
 	unlock, err := lock(lockFile)
 	if err != nil {
 		return err
@@ -251,10 +258,6 @@ func Restart(ctx context.Context) error {
 		if _, err := systemctl.Run(ctx, step...); err != nil && step[0] != "reset-failed" {
 			return err
 		}
-	}
-	m, err := files.Read(Manifest)
-	if err != nil {
-		return err
 	}
 	return await(ctx, in, m.Version)
 }

@@ -9,16 +9,19 @@
 package install
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"banger/internal/api"
+	"banger/internal/hostnet"
 	"banger/internal/install/choice"
 	"banger/internal/install/files"
 	"banger/internal/install/record"
@@ -114,6 +117,9 @@ func plan(ctx context.Context, o Options) (p *Plan, err error) {
 	if err := p.suits(); err != nil {
 		return nil, err
 	}
+	if err := bridgeFree(p.Record, p.was, linkOf); err != nil {
+		return nil, err
+	}
 	if p.contents, err = contents(o.Self, p.Record); err != nil {
 		return nil, err
 	}
@@ -124,10 +130,20 @@ func plan(ctx context.Context, o Options) (p *Plan, err error) {
 	return p, nil
 }
 
+// listed reads the list. One that cannot be read is as good as lost, but that is
+// for root to say.
+func listed() (files.Manifest, error) {
+	m, err := files.Read(Manifest)
+	if err != nil {
+		err = &api.Error{Code: api.StateDamaged, Msg: "the list of what is installed cannot be read", Hint: "what is there is found without it: sudo mv " + Manifest + " " + Manifest + ".damaged, and try again", Err: err}
+	}
+	return m, err
+}
+
 // ours lists what is ours on this host. Where the list was lost and the record is
 // there, which only root can have written, it is what is at our places.
 func ours() (files.Manifest, error) {
-	m, err := files.Read(Manifest)
+	m, err := listed()
 	if err != nil || len(m.Files) > 0 {
 		return m, err
 	}
@@ -236,6 +252,36 @@ func (p *Plan) suits() error {
 			Hint: "delete them first (banger vm list, banger vm delete NAME...), or leave out --prefix and --bridge"}
 	}
 	return nil
+}
+
+// linkOf is the Ethernet address of an interface of the host's, nil if there is
+// none of the name.
+func linkOf(name string) net.HardwareAddr {
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return nil
+	}
+	if i.HardwareAddr == nil {
+		return net.HardwareAddr{}
+	}
+	return i.HardwareAddr
+}
+
+// bridgeFree refuses a name that an interface of somebody else's has: no VM would
+// start. Ours is known by its address, which is that of the prefix now or before.
+func bridgeFree(in rootapi.Install, was *rootapi.Install, at func(name string) net.HardwareAddr) error {
+	mac := at(in.Bridge)
+	if mac == nil {
+		return nil
+	}
+	for _, r := range []*rootapi.Install{&in, was} {
+		if r != nil && r.Bridge == in.Bridge {
+			if ours := hostnet.MAC(r.Prefix.Masked().Addr().Next()); bytes.Equal(mac, ours[:]) {
+				return nil
+			}
+		}
+	}
+	return &api.Error{Code: api.Conflict, Msg: fmt.Sprintf("the host has an interface %s that is not banger's", in.Bridge), Hint: "name another: sudo banger system install --bridge br-banger"}
 }
 
 // holder tells whose a directory is, -1 if it is not there, and whether it is

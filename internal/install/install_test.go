@@ -113,6 +113,34 @@ func TestLock(t *testing.T) {
 	}
 }
 
+// A bridge of somebody else's is refused; ours is known, also before it moves to
+// another prefix.
+func TestBridgeFree(t *testing.T) {
+	record := func(bridge, prefix string) *rootapi.Install {
+		return &rootapi.Install{Bridge: bridge, Prefix: netip.MustParsePrefix(prefix)}
+	}
+	for name, tt := range map[string]struct {
+		was  *rootapi.Install
+		mac  net.HardwareAddr
+		free bool
+	}{
+		"no interface":          {nil, nil, true},
+		"one without address":   {nil, net.HardwareAddr{}, false},
+		"another's":             {nil, net.HardwareAddr{2, 0x42, 1, 2, 3, 4}, false},
+		"ours":                  {nil, net.HardwareAddr{2, 0xfc, 172, 16, 0, 1}, true},
+		"ours of before":        {record("br-fc", "10.9.0.0/24"), net.HardwareAddr{2, 0xfc, 10, 9, 0, 1}, true},
+		"of before, other name": {record("br-x", "10.9.0.0/24"), net.HardwareAddr{2, 0xfc, 10, 9, 0, 1}, false},
+	} {
+		err := bridgeFree(*record("br-fc", "172.16.0.0/24"), tt.was, func(string) net.HardwareAddr { return tt.mac })
+		if (err == nil) != tt.free || err != nil && api.CodeOf(err) != api.Conflict {
+			t.Errorf("%s: %v, want free: %v", name, err, tt.free)
+		}
+	}
+	if linkOf("lo") == nil || linkOf("banger-none") != nil {
+		t.Error("linkOf() does not tell an interface from none")
+	}
+}
+
 func TestHolder(t *testing.T) {
 	dir := t.TempDir()
 	for path, want := range map[string]struct {
