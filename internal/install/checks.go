@@ -18,6 +18,7 @@ import (
 	"banger/internal/api"
 	"banger/internal/install/systemctl"
 	"banger/internal/kvm"
+	"banger/internal/nft"
 )
 
 // dnsPort is where the owner daemon answers for the VMs' names.
@@ -48,9 +49,9 @@ func (f facts) refuse(ctx context.Context) error {
 	case !f.systemd():
 		return &api.Error{Code: api.Unsupported, Msg: "systemd is not this system's init, and system mode is two of its services", Hint: "user mode needs no systemd: banger vm run"}
 	}
-	for program, pkg := range map[string]string{"nft": "nftables", "systemctl": "systemd", "getent": "libc-bin"} {
-		if !f.look(program) {
-			return &api.Error{Code: api.Missing, Msg: fmt.Sprintf("there is no %s, which system mode needs", program), Hint: "install it, on Debian with: sudo apt install " + pkg}
+	for _, need := range [][2]string{{nft.Program, "nftables"}, {"systemctl", "systemd"}, {"getent", "libc-bin"}} {
+		if program := need[0]; !f.look(program) {
+			return &api.Error{Code: api.Missing, Msg: fmt.Sprintf("there is no %s, which system mode needs", program), Hint: "install it, on Debian with: sudo apt install " + need[1]}
 		}
 	}
 	return f.port(ctx)

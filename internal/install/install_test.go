@@ -36,7 +36,7 @@ func TestRefuse(t *testing.T) {
 	}{
 		"arm64":      {func(f *facts) { f.arch = "arm64" }, api.Unsupported, "arm64", "x86_64"},
 		"no systemd": {func(f *facts) { f.systemd = func() bool { return false } }, api.Unsupported, "systemd", "banger vm run"},
-		"no nft":     {func(f *facts) { f.look = func(p string) bool { return p != "nft" } }, api.Missing, "no nft", "nftables"},
+		"no nft":     {func(f *facts) { f.look = func(p string) bool { return p != "/usr/sbin/nft" } }, api.Missing, "no /usr/sbin/nft", "nftables"},
 		"no KVM": {func(f *facts) {
 			f.kvm = func(context.Context) kvm.Verdict { return kvm.Verdict{Why: "no device", Fix: "switch it on"} }
 		}, api.Unsupported, "no device", "switch it on"},

@@ -38,12 +38,15 @@ type Runner interface {
 	Run(ctx context.Context, script string) (string, error)
 }
 
+// Program is nft(8), where the helper looks for it and nowhere else.
+const Program = "/usr/sbin/nft"
+
 // Exec runs nft(8). It is the helper's only exec.
 type Exec struct{}
 
 // Run feeds script to one nft process with an environment of one line.
 func (Exec) Run(ctx context.Context, script string) (string, error) {
-	cmd := exec.CommandContext(ctx, "/usr/sbin/nft", "-a", "-n", "-f", "-")
+	cmd := exec.CommandContext(ctx, Program, "-a", "-n", "-f", "-")
 	cmd.Env = []string{"LC_ALL=C"}
 	cmd.Stdin = strings.NewReader(script)
 	out, err := cmd.Output()
