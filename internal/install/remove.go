@@ -55,7 +55,7 @@ func Uninstall(ctx context.Context, r Removal) (*Removed, error) {
 		return nil, err
 	}
 	defer unlock()
-	x := &uninstall{Removal: r}
+	x := &uninstall{Removal: r, Removed: Removed{Running: []string{}, Files: []string{}}}
 	if x.m, err = ours(); err != nil {
 		return nil, err
 	}

@@ -179,12 +179,17 @@ in /var/lib/banger and /var/cache/banger, where the next install finds them;
 configuration and keys always stay.`,
 		Args: usage.Args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			var plan strings.Builder
 			r.Say = e.say
+			if r.DryRun { // it is the answer
+				r.Say = to(&plan)
+			}
 			done, err := install.Uninstall(cmd.Context(), r)
 			if err != nil {
 				return err
 			}
 			return e.Printer().Print(done, func(w io.Writer) {
+				fmt.Fprint(w, plan.String())
 				if done.Done && len(done.Files)+len(done.Purged) > 0 {
 					fmt.Fprintln(w, "system mode is gone from this host")
 				}
