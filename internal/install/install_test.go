@@ -141,6 +141,29 @@ func TestBridgeFree(t *testing.T) {
 	}
 }
 
+// The owner chooses what is in the directories that a purge removes.
+func TestPurgeFollowsNoLink(t *testing.T) {
+	dir := t.TempDir()
+	state, outside := filepath.Join(dir, "state"), filepath.Join(dir, "outside")
+	err := errors.Join(os.MkdirAll(state+"/vms/0123456789ab", 0o700), os.MkdirAll(outside+"/sub", 0o700), os.WriteFile(outside+"/sub/file", []byte("kept"), 0o600),
+		os.Symlink(outside, state+"/link"), os.Symlink("../../../outside/sub", state+"/vms/0123456789ab/disk"), os.Symlink(outside+"/sub/file", state+"/file"),
+		os.Symlink("/", state+"/root"), os.Symlink(state, state+"/loop"), os.Symlink(outside, dir+"/itself"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := purge([]string{state, dir + "/itself", dir + "/none"}); err != nil {
+		t.Errorf("purge() = %v", err)
+	}
+	if b, err := os.ReadFile(outside + "/sub/file"); string(b) != "kept" || err != nil {
+		t.Errorf("what the links led to is %q, %v", b, err)
+	}
+	for _, gone := range []string{state, dir + "/itself"} {
+		if _, err := os.Lstat(gone); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is still there: %v", gone, err)
+		}
+	}
+}
+
 func TestHolder(t *testing.T) {
 	dir := t.TempDir()
 	for path, want := range map[string]struct {

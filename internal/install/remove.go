@@ -148,12 +148,23 @@ func (x *uninstall) do(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, dir := range x.Purged {
-		if err := os.RemoveAll(dir); err != nil {
-			return fmt.Errorf("removing %s: %w", dir, err)
-		}
+	if err := purge(x.Purged); err != nil {
+		return err
 	}
 	x.Done = true
+	return nil
+}
+
+// purge removes directories in which everything may be the owner's: links in them
+// are removed and not followed. What is mounted there, root may not be able to
+// enter.
+func purge(dirs []string) error {
+	for _, dir := range dirs {
+		if err := os.RemoveAll(dir); err != nil {
+			return &api.Error{Code: api.Conflict, Msg: "all of banger is gone from this host but what is in " + dir, Err: err,
+				Hint: "see what is mounted there: findmnt | grep " + dir + "; then: sudo rm -rf --one-file-system " + dir}
+		}
+	}
 	return nil
 }
 
