@@ -120,6 +120,9 @@ of root's, a prefix or port that is taken, another owner than before.`,
 	f := c.Flags()
 	f.StringVar(&o.Owner, "owner", "", "the account whose VMs they are (default the one that uses sudo)")
 	f.StringArrayVar(&o.Firecrackers, "firecracker", nil, "a Firecracker, with its jailer beside it; may be given several times (default those in PATH)")
+	usage.Complete(c, "firecracker", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return nil, cobra.ShellCompDirectiveDefault // a file
+	})
 	f.StringVar(&o.Prefix, "prefix", "", "the VMs' addresses (default "+choice.Prefix+", or another that is free)")
 	f.StringVar(&o.Bridge, "bridge", "", "the name of their bridge (default "+choice.Bridge+")")
 	f.StringVar(&o.Zone, "zone", "", "the zone of their names (default "+choice.Zone+")")
