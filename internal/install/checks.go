@@ -37,7 +37,7 @@ type facts struct {
 func thisHost() facts {
 	return facts{
 		uid: os.Geteuid(), arch: runtime.GOARCH, systemd: systemctl.Running, kvm: kvm.Probe, port: portFree,
-		look: func(program string) bool { _, err := exec.LookPath(program); return err == nil },
+		look: func(program string) bool { _, err := exec.LookPath(systemctl.Program(program)); return err == nil },
 	}
 }
 

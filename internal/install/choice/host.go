@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/beneath"
+	"banger/internal/install/systemctl"
 	"banger/internal/rootapi"
 	"banger/internal/rtnl"
 	"banger/internal/vmm/firecracker"
@@ -87,7 +88,7 @@ func trust(path string, inJail bool) (string, error) {
 
 // account asks the system's name service, which knows more than /etc/passwd.
 func account(ctx context.Context, name string) (o rootapi.Owner, err error) {
-	out, err := exec.CommandContext(ctx, "getent", "passwd", "--", name).Output()
+	out, err := exec.CommandContext(ctx, systemctl.Program("getent"), "passwd", "--", name).Output()
 	if err != nil {
 		return o, fmt.Errorf("asking getent: %w", err)
 	}

@@ -11,13 +11,26 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 )
+
+// Program is a program of the system's: in its own directories first, and only
+// then in PATH, which under sudo may be that of the account that uses it.
+func Program(name string) string {
+	for _, dir := range []string{"/usr/bin", "/bin", "/usr/sbin", "/sbin"} {
+		p := filepath.Join(dir, name)
+		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+			return p
+		}
+	}
+	return name
+}
 
 // Run runs systemctl and returns what it printed; its complaints become the
 // error.
 func Run(ctx context.Context, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, "systemctl", append([]string{"--no-pager", "--no-ask-password"}, args...)...)
+	cmd := exec.CommandContext(ctx, Program("systemctl"), append([]string{"--no-pager", "--no-ask-password"}, args...)...)
 	var out, complaints strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &complaints
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "SYSTEMD_COLORS=0")
@@ -87,7 +100,7 @@ func parse(name, out string) Unit {
 // Log returns the last lines that a unit wrote to the journal; "" if they
 // cannot be had.
 func Log(ctx context.Context, unit string, lines int) string {
-	cmd := exec.CommandContext(ctx, "journalctl", "--no-pager", "-q", "-o", "cat", "-n", fmt.Sprint(lines), "-u", unit)
+	cmd := exec.CommandContext(ctx, Program("journalctl"), "--no-pager", "-q", "-o", "cat", "-n", fmt.Sprint(lines), "-u", unit)
 	out, err := cmd.Output()
 	if err != nil && len(out) == 0 {
 		return ""
@@ -98,7 +111,7 @@ func Log(ctx context.Context, unit string, lines int) string {
 // Journal writes all that a unit wrote to the journal, as far as the caller may
 // read it, with the time of each line.
 func Journal(ctx context.Context, unit string) (string, error) {
-	out, err := exec.CommandContext(ctx, "journalctl", "--no-pager", "-q", "-o", "short-iso", "-u", unit).Output()
+	out, err := exec.CommandContext(ctx, Program("journalctl"), "--no-pager", "-q", "-o", "short-iso", "-u", unit).Output()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		return "", fmt.Errorf("reading the journal: %w: %s", err, strings.TrimSpace(string(exit.Stderr)))

@@ -1,6 +1,10 @@
 package systemctl
 
-import "testing"
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
 
 func TestParse(t *testing.T) {
 	got := parse("bangerd.service", "Result=exit-code\nLoadState=loaded\nActiveState=failed\nSubState=failed\nUnitFileState=enabled\nNeedDaemonReload=yes\nOther=x=y\n")
@@ -22,6 +26,22 @@ func TestGone(t *testing.T) {
 	} {
 		if got := parse("x.service", out).Gone(); got != want {
 			t.Errorf("Gone() after %q = %v, want %v", out, got, want)
+		}
+	}
+}
+
+// What an account has put before the system's own programs is not run.
+func TestProgram(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"sh", "banger-none"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", dir)
+	for name, want := range map[string]string{"sh": "/usr/bin/sh", "banger-none": "banger-none"} {
+		if got := Program(name); got != want {
+			t.Errorf("Program(%q) = %q, want %q", name, got, want)
 		}
 	}
 }
