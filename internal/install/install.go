@@ -281,7 +281,11 @@ func bridgeFree(in rootapi.Install, was *rootapi.Install, at func(name string) n
 			}
 		}
 	}
-	return &api.Error{Code: api.Conflict, Msg: fmt.Sprintf("the host has an interface %s that is not banger's", in.Bridge), Hint: "name another: sudo banger system install --bridge br-banger"}
+	hint := "name another: sudo banger system install --bridge br-banger"
+	if bytes.HasPrefix(mac, []byte{0x02, 0xfc}) { // as ours of any prefix
+		hint += "; if an install that was killed has left it: sudo ip link del " + in.Bridge
+	}
+	return &api.Error{Code: api.Conflict, Msg: fmt.Sprintf("the host has an interface %s that is not banger's", in.Bridge), Hint: hint}
 }
 
 // holder tells whose a directory is, -1 if it is not there, and whether it is
