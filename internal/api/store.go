@@ -77,6 +77,9 @@ type Network struct {
 	// Problem is why names do not work, if they do not: the port is taken, or the
 	// host's resolver cannot be told of it. VMs work without.
 	Problem *Error `json:"problem,omitempty"`
+	// Mended is what others had last done to the network, and was mended then.
+	Mended   []string  `json:"mended,omitempty"`
+	MendedAt time.Time `json:"mended_at,omitzero"`
 }
 
 // Protocol is the version of the owner API. A daemon answers requests of its

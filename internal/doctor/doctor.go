@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"banger/internal/api"
 	"banger/internal/config"
@@ -186,6 +187,9 @@ func kvmUsable(ctx context.Context, h Host, s Subject) Row {
 	if v.Usable {
 		return pass("a guest runs at the processor's speed")
 	}
+	if s.Layout.System && v.Denied {
+		return pass("it is there; this account may not open it, and need not: each VM has an account of its own")
+	}
 	if s.Layout.System {
 		return Row{Status: Fail, Detail: "not usable: " + v.Why, Fix: cmp.Or(v.Fix, "user mode does without, and is slower: BANGER_MODE=user banger vm run")}
 	}
@@ -263,6 +267,9 @@ func vmDefaults(_ context.Context, _ Host, s Subject) Row {
 	return row
 }
 
+// lately is how long what was mended is worth telling.
+const lately = 10 * time.Minute
+
 func daemonReachable(ctx context.Context, h Host, s Subject) Row {
 	d, err := h.Daemon(ctx)
 	if err != nil {
@@ -280,6 +287,10 @@ func daemonReachable(ctx context.Context, h Host, s Subject) Row {
 	}
 	if n := d.Hello.Network; n != nil && n.Problem != nil {
 		return Row{Status: Warn, Detail: n.Problem.Msg, Fix: cmp.Or(n.Problem.Hint, "banger daemon logs")}
+	}
+	if n := d.Hello.Network; n != nil && time.Since(n.MendedAt) < lately {
+		return Row{Status: Warn, Detail: fmt.Sprintf("others had changed the VMs' network, and it was mended at %s: %s", n.MendedAt.Local().Format(time.TimeOnly), strings.Join(n.Mended, ", ")),
+			Fix: "find what does that: a firewall that flushes all rules, perhaps: systemctl status nftables"}
 	}
 	return pass("pid %d; VMs: %d, of which %d running", d.Hello.PID, d.Hello.Machines, d.Hello.Running)
 }

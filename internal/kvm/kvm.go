@@ -30,6 +30,8 @@ type Verdict struct {
 	Why string `json:"why,omitempty"`
 	// Fix is what could be done about it, if anything.
 	Fix string `json:"fix,omitempty"`
+	// Denied is set if it is there, and not for this account to open.
+	Denied bool `json:"denied,omitempty"`
 }
 
 // Probe runs a tiny guest and says whether KVM is usable. It takes some
@@ -41,7 +43,7 @@ func Probe(ctx context.Context) Verdict {
 	case errors.Is(err, os.ErrNotExist):
 		return Verdict{Why: "this machine has no " + Device, Fix: "switch virtualization on in the firmware, or (in a VM) nested virtualization on its host, and load kvm_intel or kvm_amd"}
 	case errors.Is(err, os.ErrPermission):
-		return Verdict{Why: "you may not open " + Device, Fix: "sudo usermod -aG kvm $USER, then log in again"}
+		return Verdict{Why: "you may not open " + Device, Fix: "sudo usermod -aG kvm $USER, then log in again", Denied: true}
 	case err != nil:
 		return Verdict{Why: fmt.Sprintf("opening %s: %v", Device, err)}
 	}

@@ -77,6 +77,8 @@ type Keeper struct {
 	mu      sync.Mutex // guards what follows
 	at      string
 	problem *api.Error
+	mended  []string // at the last time that something was
+	when    time.Time
 }
 
 // New returns a keeper, which does nothing yet.
@@ -94,7 +96,7 @@ func New(c Config) *Keeper {
 func (k *Keeper) Status() api.Network {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return api.Network{Prefix: k.c.Prefix, Zone: k.c.Zone, DNS: k.at, Problem: k.problem}
+	return api.Network{Prefix: k.c.Prefix, Zone: k.c.Zone, DNS: k.at, Problem: k.problem, Mended: k.mended, MendedAt: k.when}
 }
 
 // Look causes a look soon, and does not wait for it.
@@ -195,6 +197,9 @@ func (k *Keeper) mend(ctx context.Context) (bool, *api.Error) {
 	mended, err := k.c.Helper.Mend(ctx)
 	if len(mended) > 0 {
 		k.c.Log.Warn("mended the network of VMs, which others had changed", "what", mended)
+		k.mu.Lock()
+		k.mended, k.when = mended, time.Now()
+		k.mu.Unlock()
 	}
 	if err != nil {
 		return len(mended) > 0, &api.Error{

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -136,6 +137,9 @@ func TestRouteFollowsTheLink(t *testing.T) {
 	w.change(func() { w.running, w.mended = true, []string{"bridge br-fc"} })
 	k.Look()
 	w.route(t, "after mending", at.Port())
+	if n := k.Status(); !slices.Equal(n.Mended, []string{"bridge br-fc"}) || n.MendedAt.IsZero() {
+		t.Errorf("Status() = %+v, want what was mended", n)
+	}
 	for range 100 { // nothing has changed: a route would be waited for by the next
 		k.Look()
 	}

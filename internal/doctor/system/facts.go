@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -23,7 +24,6 @@ import (
 	"banger/internal/rootapi"
 	"banger/internal/rootclient"
 	"banger/internal/rtnl"
-	"banger/internal/version"
 	"banger/internal/vmm/firecracker"
 )
 
@@ -35,8 +35,8 @@ const patience = 10 * time.Second
 
 // Facts are what the host is like.
 type Facts struct {
-	InUse      bool // system mode is this account's, or root asks
-	Version    string
+	InUse      bool   // system mode is this account's, or root asks
+	Build      string // what the toolchain calls this program, as the helper calls itself; "" if unknown
 	Install    rootapi.Install
 	InstallErr error // of reading the record; fs.ErrNotExist: not installed
 
@@ -90,7 +90,9 @@ func (f Facts) Installed() bool { return f.InstallErr == nil }
 // Gather asks the host. mine says that system mode is this account's.
 func Gather(ctx context.Context, h doctor.Host, mine bool) Facts {
 	var f Facts
-	f.Version = version.Get().String()
+	if info, ok := debug.ReadBuildInfo(); ok {
+		f.Build = info.Main.Version
+	}
 	f.Install, f.InstallErr = rootapi.ReadInstall(rootapi.InstallPath)
 	f.InUse = mine || h.UID == 0 && f.Installed()
 	f.host(h)

@@ -205,8 +205,8 @@ func helper(f Facts) doctor.Row {
 		return fail(fixRestart, "it does not answer: %v", f.HelperErr)
 	case v.Protocol != rootapi.Protocol:
 		return fail(fixInstall, "it is %s and speaks protocol %d, this banger speaks %d", v.Build, v.Protocol, rootapi.Protocol)
-	case v.Build != f.Version:
-		return warn(fixInstall, "it is %s, this banger is %s", v.Build, f.Version)
+	case f.Build != "" && v.Build != f.Build:
+		return warn(fixInstall, "it is %s, this banger is %s", v.Build, f.Build)
 	case !same(v.Install, f.Install):
 		return warn(fixRestart, "it goes by another record than %s", rootapi.InstallPath)
 	}

@@ -26,7 +26,7 @@ func healthy(t *testing.T) Facts {
 		Programs: []rootapi.Program{{Firecracker: "/opt/fc/firecracker", Jailer: "/opt/fc/jailer"}},
 	}
 	f := Facts{
-		InUse: true, Version: "v1", Install: in,
+		InUse: true, Build: "v1", Install: in,
 		Systemd: true, Release: "6.1", ModulesDir: true, Nft: true,
 		Controllers: "cpuset cpu io memory pids", Forwarding: true, Bridge: true,
 		Routes:   []Route{route("172.16.0.0/24", "br-fc"), route("172.16.0.1/32", "br-fc"), route("192.168.1.0/24", "eth0"), route("127.0.0.0/8", "lo")},
