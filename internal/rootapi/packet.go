@@ -30,8 +30,11 @@ func FD(c syscall.Conn) (n int, err error) {
 // Send sends v as one packet, with files beside it, which stay the caller's.
 func Send(c *net.UnixConn, v any, files ...*os.File) error {
 	b, err := json.Marshal(v)
-	if err != nil || len(b) > MaxPacket {
-		return fmt.Errorf("sending %d bytes, of at most %d: %w", len(b), MaxPacket, err)
+	if err == nil && len(b) > MaxPacket {
+		err = fmt.Errorf("%d bytes, of at most %d", len(b), MaxPacket)
+	}
+	if err != nil {
+		return fmt.Errorf("sending: %w", err)
 	}
 	fds := make([]int, len(files))
 	for i, f := range files {
