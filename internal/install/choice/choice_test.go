@@ -65,8 +65,8 @@ func TestKeeps(t *testing.T) {
 			t.Errorf("Choose(%+v) = %+v, %v; want as before", w, c, err)
 		}
 	}
-	c, err := Choose(t.Context(), Wanted{Prefix: "10.9.0.0/16", Zone: ".lab.", Bridge: "br0", Firecrackers: []string{"/b/firecracker", "/a/firecracker"}}, h)
-	if err != nil || c.Prefix.String() != "10.9.0.0/16" || c.Zone != "lab" || c.Bridge != "br0" || len(c.Programs) != 2 || c.Programs[0].Firecracker != "/b/firecracker" {
+	c, err := Choose(t.Context(), Wanted{Prefix: "10.9.0.0/24", Zone: ".lab.", Bridge: "br0", Firecrackers: []string{"/b/firecracker", "/a/firecracker"}}, h)
+	if err != nil || c.Prefix.String() != "10.9.0.0/24" || c.Zone != "lab" || c.Bridge != "br0" || len(c.Programs) != 2 || c.Programs[0].Firecracker != "/b/firecracker" {
 		t.Errorf("Choose() of something else = %+v, %v", c, err)
 	}
 }

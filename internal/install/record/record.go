@@ -21,14 +21,18 @@ var (
 	zoneName   = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$`)
 )
 
+// widest is the shortest prefix, in bits: its 253 guests are what one reply to a
+// census has room for (rootapi: 64 KiB, some 220 bytes a VM).
+const widest = 24
+
 // Check reports the first thing wrong with the record.
 func Check(in rootapi.Install) error {
 	p := in.Prefix
 	switch {
 	case in.Owner.UID == 0 || in.Owner.UID >= rootapi.FirstUID:
 		return fmt.Errorf("owner: uid %d cannot be the owner", in.Owner.UID)
-	case !p.IsValid() || !p.Addr().Is4() || p != p.Masked() || p.Bits() < 16 || p.Bits() > 29 || !p.Addr().IsPrivate():
-		return fmt.Errorf("prefix: %v is no private IPv4 prefix of 16 to 29 bits", p)
+	case !p.IsValid() || !p.Addr().Is4() || p != p.Masked() || p.Bits() < widest || p.Bits() > 29 || !p.Addr().IsPrivate():
+		return fmt.Errorf("prefix: %v is no private IPv4 prefix of %d to 29 bits", p, widest)
 	case !bridgeName.MatchString(in.Bridge) || strings.HasPrefix(in.Bridge, "bvm"):
 		return fmt.Errorf("bridge: %q cannot be its name", in.Bridge)
 	case !zoneName.MatchString(in.Zone):

@@ -27,19 +27,20 @@ func TestCheck(t *testing.T) {
 		t.Fatalf("a good record is refused: %v", err)
 	}
 	for field, spoil := range map[string]func(*rootapi.Install){
-		"owner":      func(in *rootapi.Install) { in.Owner.UID = 0 },
-		"owner: ":    func(in *rootapi.Install) { in.Owner.UID = rootapi.FirstUID + 3 },
-		"prefix":     func(in *rootapi.Install) { in.Prefix = netip.MustParsePrefix("172.16.0.1/24") },
-		"prefix:":    func(in *rootapi.Install) { in.Prefix = netip.MustParsePrefix("172.16.0.0/30") },
-		"prefix: ":   func(in *rootapi.Install) { in.Prefix = netip.MustParsePrefix("8.8.8.0/24") },
-		"prefix: f":  func(in *rootapi.Install) { in.Prefix = netip.MustParsePrefix("fd00::/64") },
-		"bridge":     func(in *rootapi.Install) { in.Bridge = "../x" },
-		"bridge:":    func(in *rootapi.Install) { in.Bridge = "bvm1" },
-		"zone":       func(in *rootapi.Install) { in.Zone = "vm." },
-		"zone:":      func(in *rootapi.Install) { in.Zone = "" },
-		"programs":   func(in *rootapi.Install) { in.Programs = nil },
-		"programs:":  func(in *rootapi.Install) { in.Programs[0].Jailer = "/opt/../jailer" },
-		"programs: ": func(in *rootapi.Install) { in.Programs[0].Firecracker = "/opt/$HOME/firecracker" },
+		"owner":        func(in *rootapi.Install) { in.Owner.UID = 0 },
+		"owner: ":      func(in *rootapi.Install) { in.Owner.UID = rootapi.FirstUID + 3 },
+		"prefix":       func(in *rootapi.Install) { in.Prefix = netip.MustParsePrefix("172.16.0.1/24") },
+		"prefix:":      func(in *rootapi.Install) { in.Prefix = netip.MustParsePrefix("172.16.0.0/30") },
+		"prefix: ":     func(in *rootapi.Install) { in.Prefix = netip.MustParsePrefix("8.8.8.0/24") },
+		"prefix: f":    func(in *rootapi.Install) { in.Prefix = netip.MustParsePrefix("fd00::/64") },
+		"prefix: wide": func(in *rootapi.Install) { in.Prefix = netip.MustParsePrefix("10.0.0.0/23") },
+		"bridge":       func(in *rootapi.Install) { in.Bridge = "../x" },
+		"bridge:":      func(in *rootapi.Install) { in.Bridge = "bvm1" },
+		"zone":         func(in *rootapi.Install) { in.Zone = "vm." },
+		"zone:":        func(in *rootapi.Install) { in.Zone = "" },
+		"programs":     func(in *rootapi.Install) { in.Programs = nil },
+		"programs:":    func(in *rootapi.Install) { in.Programs[0].Jailer = "/opt/../jailer" },
+		"programs: ":   func(in *rootapi.Install) { in.Programs[0].Firecracker = "/opt/$HOME/firecracker" },
 	} {
 		in := good()
 		spoil(&in)
