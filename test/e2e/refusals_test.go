@@ -271,7 +271,11 @@ func TestStateFile(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer db.Close()
-			if _, err := db.ExecContext(t.Context(), "INSERT INTO migrations VALUES (1000, 'later'); PRAGMA user_version = 1000"); err != nil {
+			var next int
+			if err := db.QueryRowContext(t.Context(), "INSERT INTO migrations SELECT max(number) + 1, 'later' FROM migrations RETURNING number").Scan(&next); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := db.ExecContext(t.Context(), fmt.Sprint("PRAGMA user_version = ", next)); err != nil {
 				t.Fatal(err)
 			}
 		}, "newer banger"},
