@@ -51,8 +51,25 @@ func TestMain(m *testing.M) {
 	case len(os.Args) == 3 && os.Args[1] == "launch-as-owner":
 		os.Exit(launchAsOwner(os.Args[2]))
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if os.Getenv(testneed.LabEnv) == "1" {
+		if out, err := exec.Command("sh", "-ec", remove).CombinedOutput(); err != nil { //nolint:noctx // after the tests
+			fmt.Fprintf(os.Stderr, "leaving the machine as it was: %v\n%s", err, out)
+			code = max(code, 1)
+		}
+	}
+	os.Exit(code)
 }
+
+// remove takes away what install has put where `banger system install` would, so
+// that other tests find a machine without banger.
+const remove = `systemctl stop bangerd-root.socket bangerd-root.service banger.slice
+rm -rf /etc/systemd/system/bangerd-root.* /etc/systemd/system/banger.slice
+systemctl daemon-reload
+systemctl reset-failed
+rm -rf /etc/banger /var/lib/banger /var/cache/banger /run/banger-root /opt/banger-lab /home/owner/firecracker
+for link in br-fc br-fc-up; do ip link del $link 2>/dev/null || true; done
+for family in inet bridge; do nft delete table $family banger 2>/dev/null || true; done`
 
 // The install record's Firecrackers: the good one, and bad ones by number.
 const (
