@@ -190,5 +190,7 @@ func TestWithVMs(t *testing.T) {
 	if s := system(t, installed, "", "uninstall", "--purge"); s.status != 0 {
 		t.Fatalf("uninstall --purge with a running VM: %+v", s)
 	}
+	// The owner's key is the owner's: it stays, and nothing else does.
+	do(t, "sh", "-ec", "cd /home/owner/.local; rm state/banger/ssh/id_ed25519 state/banger/ssh/id_ed25519.pub; rmdir -p state/banger/ssh; rmdir /home/owner/.local")
 	same(t, "after uninstall --purge", before)
 }
