@@ -158,7 +158,7 @@ func snapshot(t testing.TB) string {
 		"systemctl list-units --all --no-legend --no-pager --plain banger*",
 		"systemctl --failed --no-legend --no-pager --plain",
 		"nft list ruleset", "ip -o link", "ip -o addr", "ip route show table all", "sysctl net.ipv4.ip_forward",
-		"resolvectl --no-pager status", "ls /run/systemd/resolve/netif /run/systemd/system /run/systemd/transient",
+		"resolvectl --no-pager status", "find /run/systemd/resolve/netif /run/systemd/system /run/systemd/transient -mindepth 1",
 		"ss -Hltun", "sh -c ls\t/sys/fs/cgroup/system.slice\t/sys/fs/cgroup|grep\tbanger",
 		"sh -c ps\t-eo\tcomm|grep\tbanger|sort",
 	} {
