@@ -3,6 +3,7 @@ package e2e
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -111,7 +112,8 @@ func TestVMMEnds(t *testing.T) {
 		{"VMM killed", "QEMU was killed by signal 9", func(t *testing.T) {
 			murder(t, w.show(t, vm).VMMPID)
 		}},
-		{"VMM and companion killed", "QEMU ended while nobody watched it", func(t *testing.T) {
+		// The daemon may have started another companion before the VMM was quite dead.
+		{"VMM and companion killed", "QEMU ended while nobody watched it|QEMU ended without saying why", func(t *testing.T) {
 			r := w.record(t, vm)
 			murder(t, r.Companion.PID, r.VMM.PID)
 		}},
@@ -131,7 +133,7 @@ func TestVMMEnds(t *testing.T) {
 			jobs := w.quiet(t, vm)
 			tt.do(t)
 			broken(t, jobs)
-			if m := w.becomes(t, vm, api.Stopped); m.Reason != tt.reason || m.VMMPID != 0 {
+			if m := w.becomes(t, vm, api.Stopped); !slices.Contains(strings.Split(tt.reason, "|"), m.Reason) || m.VMMPID != 0 {
 				t.Errorf("the VM stopped because %q with VMM %d, want %q and none", m.Reason, m.VMMPID, tt.reason)
 			}
 			w.census(t)
