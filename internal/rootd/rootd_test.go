@@ -51,6 +51,13 @@ func (q *quiet) Route(_ context.Context, port uint16) error {
 	return nil
 }
 
+// asked is what was routed so far.
+func (q *quiet) asked() []uint16 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.Clone(q.routed)
+}
+
 // log is what the helper writes, for tests that read it while it runs.
 type log struct {
 	mu sync.Mutex
@@ -108,8 +115,8 @@ func TestHelloAndResolver(t *testing.T) {
 	if err != nil || v.Install.Owner.UID != 4242 || v.Protocol != rootapi.Protocol {
 		t.Errorf("Hello() = %+v, %v", v, err)
 	}
-	if err := errors.Join(c.Resolver(t.Context(), 5300), c.Resolver(t.Context(), 0)); err != nil || !slices.Equal(q.routed, []uint16{5300, 0}) {
-		t.Errorf("Resolver() = %v, routed %v", err, q.routed)
+	if err := errors.Join(c.Resolver(t.Context(), 5300), c.Resolver(t.Context(), 0)); err != nil || !slices.Equal(q.asked(), []uint16{5300, 0}) {
+		t.Errorf("Resolver() = %v, routed %v", err, q.asked())
 	}
 	err = c.Resolver(t.Context(), 7)
 	var e *rootapi.Error
@@ -175,8 +182,8 @@ func TestAnotherUIDIsRefused(t *testing.T) {
 	}); err != nil {
 		t.Errorf("Hello() by the owner = %v", err)
 	}
-	if len(q.routed) != 0 || strings.Count(out.String(), "msg=refused uid=4343") != 7 {
-		t.Errorf("routed %v, and the log is\n%s", q.routed, out)
+	if len(q.asked()) != 0 || strings.Count(out.String(), "msg=refused uid=4343") != 7 {
+		t.Errorf("routed %v, and the log is\n%s", q.asked(), out)
 	}
 }
 
@@ -219,8 +226,8 @@ func TestHostileRequests(t *testing.T) {
 	if got := strings.Count(out.String(), "msg=refused"); got != n {
 		t.Errorf("%d refusals are logged, want %d", got, n)
 	}
-	if len(q.routed) != 0 {
-		t.Errorf("a hostile request routed %v", q.routed)
+	if len(q.asked()) != 0 {
+		t.Errorf("a hostile request routed %v", q.asked())
 	}
 	if _, err := (rootclient.Client{Socket: path}).Hello(t.Context()); err != nil {
 		t.Errorf("Hello() after them = %v", err)
