@@ -212,6 +212,9 @@ func (c *companion) adopt(ctx context.Context) (_ *running, err error) {
 		}
 	}()
 	if r.channels, err = channel.Find(ctx, c.driver.Wiring(), c.place()); err != nil {
+		if r.ends() {
+			return nil, goneError()
+		}
 		return nil, err
 	}
 	defer func() {
@@ -244,12 +247,7 @@ func (c *companion) attach(ctx context.Context, begin func(context.Context) (vmm
 	if err == nil {
 		return nil // if it died since, that is for live to tell
 	}
-	// A process that dies closes its sockets before it is dead.
-	dying := time.NewTimer(dyingLimit)
-	defer dying.Stop()
-	select {
-	case <-r.process.Done():
-	case <-dying.C:
+	if !r.ends() {
 		return fmt.Errorf("reaching %s: %w", vmm.Label(c.cfg.Driver), err)
 	}
 	if r.cmd != nil {
@@ -259,7 +257,22 @@ func (c *companion) attach(ctx context.Context, begin func(context.Context) (vmm
 	if c.cfg.Adopt == nil {
 		return c.stillborn()
 	}
-	return &api.Error{Code: api.GuestLost, Msg: "the VMM has ended"}
+	return goneError()
+}
+
+func goneError() error { return &api.Error{Code: api.GuestLost, Msg: "the VMM has ended"} }
+
+// ends reports whether a VMM that does not answer is about to end: a process
+// that dies closes its sockets before it is dead.
+func (r *running) ends() bool {
+	t := time.NewTimer(dyingLimit)
+	defer t.Stop()
+	select {
+	case <-r.process.Done():
+		return true
+	case <-t.C:
+		return false
+	}
 }
 
 // onlyWriter hides everything but Write, so that io.Copy uses its own buffer.

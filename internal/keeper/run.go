@@ -22,6 +22,7 @@ const (
 	takeOverLimit = 30 * time.Second
 	replacements  = 3 // companions in a row that may be lost before the VM is given up
 	soon          = time.Minute
+	dying         = 2 * time.Second // for a VMM that nobody can speak to to be gone
 )
 
 // run is a VMM that we watch. It sees to it that there is a companion.
@@ -117,12 +118,23 @@ func (r *run) watch(ctx context.Context) {
 		}
 		r.k.log.Warn("a companion is lost, starting another", "id", r.Record().ID, "dead", r.Record().Companion)
 		var rec host.Record
-		if rec, err = r.k.takeOver(ctx, r.dir, r.Record()); err == nil {
-			r.mu.Lock()
-			r.record = rec
-			r.mu.Unlock()
+		if rec, err = r.k.takeOver(ctx, r.dir, r.Record()); err != nil {
+			r.pause(ctx)
+			continue
 		}
+		r.mu.Lock()
+		r.record = rec
+		r.mu.Unlock()
 	}
+}
+
+// pause follows a companion that could not be started. The reason is mostly a
+// VMM that was killed together with its companion: it answers nobody while the
+// kernel takes back its memory, and is gone in a moment.
+func (r *run) pause(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, dying)
+	defer cancel()
+	_ = r.process.Wait(ctx) // the next round sees what came of it
 }
 
 // giveUp ends a VMM whose companions keep dying: nobody could speak to it.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -158,6 +159,44 @@ func TestDeathOfTheCompanion(t *testing.T) {
 			t.Errorf("Exit() = %+v, want its companions kept dying", e)
 		}
 	})
+}
+
+// lossHandler is a log that counts the companions that are said to be lost.
+type lossHandler struct {
+	slog.Handler
+	lost chan struct{}
+}
+
+func (h lossHandler) Handle(ctx context.Context, rec slog.Record) error {
+	if strings.HasPrefix(rec.Message, "a companion is lost") {
+		h.lost <- struct{}{}
+	}
+	return nil
+}
+
+func (lossHandler) Enabled(context.Context, slog.Level) bool { return true }
+
+// A VMM that is killed with its companion may answer nobody for a moment before
+// it is gone: that is its end, not that of its companions.
+func TestVMMThatIsDying(t *testing.T) {
+	t.Parallel()
+	lost := make(chan struct{}, 16)
+	h, spec := vmtest.Host(t, userhost.Config{Log: slog.New(lossHandler{slog.DiscardHandler, lost})}), vmtest.FakeSpec(t, "")
+	r := hosttest.Launch(t, h, spec)
+	hosttest.Home(t.Context(), t, r, api.StageAgent)
+	rec := r.Record()
+	if err := os.Remove(filepath.Join(filepath.Dir(r.Companion()), companionapi.AgentSocketName)); err != nil {
+		t.Fatal(err)
+	}
+	signal(t, rec.Companion, syscall.SIGKILL)
+	for range 2 { // the second follows a companion that could not be started
+		<-lost
+	}
+	signal(t, rec.VMM, syscall.SIGKILL)
+	if e := hosttest.Ended(t.Context(), t, r); e.Reason == "its companions kept dying" {
+		t.Errorf("Exit() = %+v, want that the VMM has ended", e)
+	}
+	hosttest.Release(t, h, spec.ID)
 }
 
 // A companion that is stopped, or hangs, does not answer: it is replaced.

@@ -87,7 +87,7 @@ func ShortDir(t testing.TB) string {
 }
 
 // Host is a user-mode host whose companions are this test binary, with the fake
-// driver unless c says otherwise. It is closed with the test.
+// driver and the test's log unless c says otherwise. It is closed with the test.
 func Host(t testing.TB, c userhost.Config) *userhost.Host {
 	t.Helper()
 	c.CompanionPath = Companion(t)
@@ -97,7 +97,9 @@ func Host(t testing.TB, c userhost.Config) *userhost.Host {
 	if c.Driver == "" {
 		c.Driver = fake.Name
 	}
-	c.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	if c.Log == nil {
+		c.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
 	h, err := userhost.New(c)
 	if err != nil {
 		t.Fatal(err)
