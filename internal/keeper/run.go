@@ -20,6 +20,7 @@ const (
 	farewellLimit = 5 * time.Second // for a companion to end after its VMM
 	answerLimit   = 5 * time.Second // for a companion that is there to answer
 	takeOverLimit = 30 * time.Second
+	patience      = 30 * time.Second
 	replacements  = 3 // companions in a row that may be lost before the VM is given up
 	soon          = time.Minute
 	dying         = 2 * time.Second // for a VMM that nobody can speak to to be gone
@@ -118,13 +119,18 @@ func (r *run) watch(ctx context.Context) {
 		}
 		r.k.log.Warn("a companion is lost, starting another", "id", r.Record().ID, "dead", r.Record().Companion)
 		var rec host.Record
-		if rec, err = r.k.takeOver(ctx, r.dir, r.Record()); err != nil {
+		rec, err = r.k.takeOver(ctx, r.dir, r.Record())
+		switch {
+		case err == nil:
+			r.mu.Lock()
+			r.record = rec
+			r.mu.Unlock()
+			r.k.log.Info("another companion has taken over", "id", rec.ID, "pid", rec.Companion.PID)
+		case errors.Is(err, ErrLater): // none was started, so none was lost
+			lost--
+		default:
 			r.pause(ctx)
-			continue
 		}
-		r.mu.Lock()
-		r.record = rec
-		r.mu.Unlock()
 	}
 }
 
@@ -219,13 +225,15 @@ func (k *Keeper) takeOver(ctx context.Context, dir string, rec host.Record) (hos
 		return rec, err
 	}
 	c.Adopt = &rec
-	ctx, cancel := context.WithTimeout(ctx, takeOverLimit)
-	defer cancel()
-	ends, err := k.cfg.VMMs.Ends(ctx, rec)
+	asking, asked := context.WithTimeout(ctx, k.cfg.Patience)
+	defer asked()
+	ends, err := k.cfg.VMMs.Ends(asking, rec)
 	if err != nil {
 		return rec, err
 	}
 	defer closeAll(ends)
+	ctx, cancel := context.WithTimeout(ctx, takeOverLimit)
+	defer cancel()
 	s, err := k.Start(ctx, c, ends)
 	if err != nil {
 		return rec, err
@@ -287,6 +295,9 @@ func (k *Keeper) replace(ctx context.Context, dir string, rec host.Record) (host
 		return rec, context.Cause(ctx)
 	case k.dead(ctx, rec, err):
 		return rec, &host.Gone{Exit: k.exitOf(ctx, dir, rec)}
+	case errors.Is(err, ErrLater): // whoever watches it will go on trying
+		k.log.Warn("a VM has no companion yet", "id", rec.ID, "err", err)
+		return rec, nil
 	}
 	return rec, errors.Join(fmt.Errorf("taking over VM %s: %w", rec.ID, err), k.cfg.VMMs.End(ctx, rec))
 }

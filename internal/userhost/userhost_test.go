@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -161,27 +160,12 @@ func TestDeathOfTheCompanion(t *testing.T) {
 	})
 }
 
-// lossHandler is a log that counts the companions that are said to be lost.
-type lossHandler struct {
-	slog.Handler
-	lost chan struct{}
-}
-
-func (h lossHandler) Handle(ctx context.Context, rec slog.Record) error {
-	if strings.HasPrefix(rec.Message, "a companion is lost") {
-		h.lost <- struct{}{}
-	}
-	return nil
-}
-
-func (lossHandler) Enabled(context.Context, slog.Level) bool { return true }
-
 // A VMM that is killed with its companion may answer nobody for a moment before
 // it is gone: that is its end, not that of its companions.
 func TestVMMThatIsDying(t *testing.T) {
 	t.Parallel()
-	lost := make(chan struct{}, 16)
-	h, spec := vmtest.Host(t, userhost.Config{Log: slog.New(lossHandler{slog.DiscardHandler, lost})}), vmtest.FakeSpec(t, "")
+	log, lost := vmtest.Heard(t, "a companion is lost")
+	h, spec := vmtest.Host(t, userhost.Config{Log: log}), vmtest.FakeSpec(t, "")
 	r := hosttest.Launch(t, h, spec)
 	hosttest.Home(t.Context(), t, r, api.StageAgent)
 	rec := r.Record()

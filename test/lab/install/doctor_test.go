@@ -37,7 +37,7 @@ func diagnosed(t *testing.T, uid int, env ...string) map[string]doctor.Row {
 func TestDoctor(t *testing.T) {
 	prepare(t)
 	install(t, "--owner", "owner")
-	sound := func(when string) {
+	sound := func(when string) map[string]doctor.Row {
 		t.Helper()
 		rows := diagnosed(t, ownerUID)
 		for _, name := range systemRows {
@@ -45,6 +45,7 @@ func TestDoctor(t *testing.T) {
 				t.Errorf("%s: %s: %+v, want PASS", when, name, r)
 			}
 		}
+		return rows
 	}
 	sound("after install")
 	const slice = "/etc/systemd/system/banger.slice"
@@ -64,6 +65,9 @@ func TestDoctor(t *testing.T) {
 		{"units", doctor.Fail, []string{"rm", slice}, "there is no banger.slice", "sudo banger system install"},
 		{"firecracker-path", doctor.Fail, []string{"chmod", "0777", firecracker}, "written by others", ""},
 		{"ip-forwarding", doctor.Warn, []string{"sysctl", "-qw", "net.ipv4.ip_forward=0"}, "do not reach", "sudo sysctl -w net.ipv4.ip_forward=1"},
+		{"user-namespaces", doctor.Fail, []string{"sysctl", "-qw", "user.max_user_namespaces=0"}, "cannot build as an ordinary user", "sudo sysctl user.max_user_namespaces=10000"},
+		{"resolver", doctor.Warn, []string{"sh", "-c", "rm /etc/resolv.conf; echo nameserver 192.0.2.1 >/etc/resolv.conf"}, "asked by nobody",
+			"sudo ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf"},
 		{"subnet", doctor.Warn, []string{"ip", "route", "add", "172.16.0.0/16", "dev", "lo"}, "by way of lo", ""},
 	} {
 		do(t, b.spoil...)
@@ -84,8 +88,20 @@ func TestDoctor(t *testing.T) {
 				t.Errorf("%s is %q, %v", slice, now, err)
 			}
 		}
-		sound("when it is mended")
+		if r := sound("when it is mended")[b.check]; r.Status != doctor.Pass {
+			t.Errorf("mended: %+v, want PASS", r)
+		}
 	}
+
+	// What needs no root is typed by doctor itself.
+	if r := diagnosed(t, ownerUID)["ssh-config"]; r.Status != doctor.Warn || r.Fix != "banger ssh-config --install" {
+		t.Errorf("%+v, want a WARN with its command", r)
+	}
+	s := run(t, ownerUID, nil, installed, "doctor", "--fix")
+	if r := diagnosed(t, ownerUID)["ssh-config"]; r.Status != doctor.Pass {
+		t.Errorf("%+v after %+v", r, s)
+	}
+	run(t, ownerUID, nil, installed, "ssh-config", "--uninstall")
 
 	// The others: one row, which does not fail.
 	for name, rows := range map[string]map[string]doctor.Row{
