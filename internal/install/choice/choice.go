@@ -19,6 +19,8 @@ import (
 	"banger/internal/lease"
 	"banger/internal/rootapi"
 	"banger/internal/vmm/firecracker"
+
+	"golang.org/x/net/publicsuffix"
 )
 
 // What a record has if nothing else is asked for.
@@ -67,6 +69,9 @@ func Choose(ctx context.Context, w Wanted, h Host) (c Choice, err error) {
 	before := cmp.Or(h.Before, &rootapi.Install{})
 	c.Bridge = cmp.Or(w.Bridge, before.Bridge, Bridge)
 	c.Zone = cmp.Or(strings.Trim(w.Zone, "."), before.Zone, Zone)
+	if err := zone(strings.Trim(w.Zone, ".")); err != nil {
+		return c, err
+	}
 	if err := c.prefix(w, h); err != nil {
 		return c, err
 	}
@@ -77,6 +82,23 @@ func Choose(ctx context.Context, w Wanted, h Host) (c Choice, err error) {
 		return c, &api.Error{Code: api.Invalid, Msg: err.Error(), Hint: "see what may be chosen with: banger system install --help"}
 	}
 	return c, nil
+}
+
+// zone refuses one whose names the host needs: all that is in it comes to the
+// VMs' server while a VM runs, which knows of nothing but VMs.
+func zone(z string) error {
+	why := ""
+	switch suffix, public := publicsuffix.PublicSuffix(z); {
+	case z == "local":
+		why = "is multicast DNS's (RFC 6762)"
+	case z == "localhost":
+		why = "is the host itself (RFC 6761)"
+	case public && suffix == z:
+		why = "is one of the internet's"
+	default:
+		return nil
+	}
+	return &api.Error{Code: api.Invalid, Msg: fmt.Sprintf("--zone %s %s: its names would no longer be found", z, why), Hint: "such as: --zone " + Zone}
 }
 
 // owner finds the account, which stays the one that it was.
