@@ -148,6 +148,22 @@ func TestTerminal(t *testing.T) {
 	c.ends(0)
 }
 
+// TestTerminalBoot: a boot of one VM shows on a line how far it is, which is
+// gone when it is done.
+func TestTerminalBoot(t *testing.T) {
+	t.Parallel()
+	w := user(t)
+	w.start(t, "vm", "create", "--no-start", "--image", "small", "--name", "idle").ends(0)
+	for _, command := range []string{"start", "restart"} {
+		done := "idle " + command + "ed"
+		c := w.onTerminal(t, "vm", command, "idle")
+		if shown := c.await(done); !strings.HasPrefix(shown, "idle: ") || !strings.HasSuffix(shown, "\x1b[J"+done) {
+			t.Errorf("vm %s shows %q, want a line of progress, and the outcome in its place", command, shown)
+		}
+		c.ends(0)
+	}
+}
+
 // TestTerminalQuestion: prune asks, and no is the default.
 func TestTerminalQuestion(t *testing.T) {
 	t.Parallel()

@@ -143,24 +143,25 @@ func (a *app) vmRestart() *cobra.Command {
 type bootCall func(*client.Client, context.Context, string, api.StartMachine, func(api.Event) error) (api.Machine, error)
 
 func (a *app) bootCommand(use, short string, done answer.Deed, boot bootCall) *cobra.Command {
-	wait := api.StageSockets
+	wait, several := api.StageSockets, false
 	c := a.refCommand(use, short, done, func(ctx context.Context, d *client.Client, m api.Machine) (api.Machine, error) {
 		key, err := a.publicKey()
 		if err != nil {
 			return api.Machine{}, err
 		}
-		return boot(d, ctx, m.ID, api.StartMachine{Wait: wait, AuthorizedKey: key}, a.notices)
+		line, name := bootLine{app: a}, m.Name
+		if several { // a line each is more than a terminal redraws
+			name = ""
+		}
+		defer line.unwatch()
+		return boot(d, ctx, m.ID, api.StartMachine{Wait: wait, AuthorizedKey: key}, func(ev api.Event) error {
+			line.watch(ctx, name, ev)
+			return nil
+		})
 	})
+	c.PreRun = func(_ *cobra.Command, refs []string) { several = len(refs) > 1 }
 	stageFlag(c, &wait)
 	return c
-}
-
-// notices tells what the daemon wants the user to know, and nothing else.
-func (a *app) notices(ev api.Event) error {
-	if ev.Type == api.EventNotice {
-		a.note("banger: %s", ev.Text)
-	}
-	return nil
 }
 
 func (a *app) vmPrune() *cobra.Command {

@@ -59,7 +59,7 @@ The VM stays when you leave, unless you say --rm: go back in with
 		ValidArgsFunction: directoriesOnly,
 		RunE: func(cmd *cobra.Command, given []string) error {
 			positional, command := usage.Split(cmd, given)
-			r := &run{app: a, flags: f, command: command, cmd: cmd}
+			r := &run{app: a, line: bootLine{app: a}, flags: f, command: command, cmd: cmd}
 			if len(positional) > 0 {
 				if r.path = positional[0]; r.path == "" { // of a variable that is not set
 					return usage.Error("banger vm run ./repo", "the path is empty")
@@ -128,7 +128,7 @@ type run struct {
 	machine api.Machine // as last told; ID is "" until the row exists
 	lease   *companionapi.Lease
 	put     chan error // the outcome of bringing the workspace; nil without one
-	bar     *progress.Bar
+	line    bootLine
 }
 
 // check refuses combinations that mean nothing, before anything is made.
@@ -243,7 +243,7 @@ func (r *run) boot(ctx context.Context) error {
 	}
 	r.timer.Start("request")
 	began := time.Now()
-	defer r.unwatch()
+	defer r.line.unwatch()
 	m, err := r.daemon.CreateMachine(ctx, req, func(ev api.Event) error { return r.event(ctx, ev) })
 	if err != nil {
 		return err
@@ -256,12 +256,12 @@ func (r *run) boot(ctx context.Context) error {
 	}
 	if r.put != nil {
 		r.timer.Start("workspace")
-		r.watch(ctx, api.Event{Type: api.EventPhase, Phase: "workspace"})
+		r.line.watch(ctx, r.machine.Name, api.Event{Type: api.EventPhase, Phase: "workspace"})
 		if err := <-r.put; err != nil {
 			return fmt.Errorf("bringing %s into the VM: %w", r.plan.Root, err)
 		}
 	}
-	r.unwatch()
+	r.line.unwatch()
 	if !r.flags.noStart && !r.json {
 		r.dim("ready in %s", progress.Short(time.Since(began)))
 	}
@@ -316,7 +316,7 @@ func (r *run) event(ctx context.Context, ev api.Event) error {
 	if ev.Machine != nil {
 		r.machine = *ev.Machine
 	}
-	r.watch(ctx, ev)
+	r.line.watch(ctx, r.machine.Name, ev)
 	switch ev.Type {
 	case api.EventStarted:
 		if !r.flags.rm {
@@ -469,7 +469,7 @@ for scripts.
 		Args: usage.Args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f.detach = true
-			r := &run{app: a, flags: f, cmd: cmd}
+			r := &run{app: a, line: bootLine{app: a}, flags: f, cmd: cmd}
 			return r.do(cmd.Context())
 		},
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"banger/internal/api"
+	"banger/internal/progress"
 	"banger/internal/session"
 )
 
@@ -12,25 +13,32 @@ func (a *app) live() bool {
 	return session.IsTerminal(a.Stderr) && a.Getenv("TERM") != "dumb" && !a.json
 }
 
-// watch shows on a terminal how far a boot is. Elsewhere a boot is silent: it
-// takes seconds, and its end is said.
-func (r *run) watch(ctx context.Context, ev api.Event) {
-	if r.bar == nil && ev.Machine != nil && r.live() {
-		r.bar = r.progress(ctx, ev.Machine.Name)
+// A bootLine shows on a terminal how far a boot is. Elsewhere a boot is silent:
+// it takes seconds, and its end is said. The zero value of bar is one that shows
+// nothing yet.
+type bootLine struct {
+	*app
+	bar *progress.Bar
+}
+
+// watch shows an event of the boot of the VM name, "" for one that has none yet.
+func (b *bootLine) watch(ctx context.Context, name string, ev api.Event) {
+	if b.bar == nil && name != "" && b.live() {
+		b.bar = b.progress(ctx, name)
 	}
 	switch {
-	case r.bar != nil:
+	case b.bar != nil:
 		// A line of progress has no failure to tell.
-		_ = r.bar.Boot(ev)
+		_ = b.bar.Boot(ev)
 	case ev.Type == api.EventNotice:
-		r.note("banger: %s", ev.Text)
+		b.note("banger: %s", ev.Text)
 	}
 }
 
 // unwatch takes the line away, for what is written next.
-func (r *run) unwatch() {
-	if r.bar != nil {
-		r.bar.End()
-		r.bar = nil
+func (b *bootLine) unwatch() {
+	if b.bar != nil {
+		b.bar.End()
+		b.bar = nil
 	}
 }
