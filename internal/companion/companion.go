@@ -190,6 +190,7 @@ func (c *companion) live(ctx context.Context, started io.WriteCloser) error {
 		Hello: c.hello, Event: c.event, Log: c.log})
 	var wg sync.WaitGroup
 	wg.Go(func() { c.link.Run(serving) })
+	wg.Go(func() { c.keepTime(serving) })
 	c.clients.Go(func() { c.serve(serving) }) // so that settle also sees who has just come
 	if c.cfg.Handed != nil {
 		wg.Go(func() { c.executioner(serving) })
