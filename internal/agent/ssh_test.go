@@ -8,8 +8,10 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,6 +25,9 @@ import (
 func TestMain(m *testing.M) {
 	path := os.Getenv("BANGER_TEST_PROXY")
 	if path == "" {
+		// An agent's commands hear of hangups, also if whoever runs the tests, with
+		// nohup, does not: what is caught is not ignored by children.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 		os.Exit(m.Run())
 	}
 	c, err := net.Dial("unix", path)
