@@ -134,7 +134,7 @@ func (d *Daemon) answer(ctx context.Context, c *net.UnixConn) {
 		errors.As(err, &refusal)
 		reply = rootapi.Reply{Error: &rootapi.Error{Code: refusal.Code, Message: strings.ToValidUTF8(err.Error(), "?")}}
 		log.Warn("refused", "code", refusal.Code, "err", err)
-	} else {
+	} else if req.Verb != rootapi.Census || len(reply.Mended) > 0 { // a mere look comes every few seconds
 		log.Info("done", "took", time.Since(start))
 	}
 	c.SetDeadline(time.Now().Add(patience))
