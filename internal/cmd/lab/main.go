@@ -36,7 +36,8 @@ type options struct {
 	results string // a directory
 	cover   bool
 	limit   time.Duration // of all
-	args    []string      // the verb, and what it works on
+	disks   []lab.Disk
+	args    []string // the verb, and what it works on
 }
 
 func main() {
@@ -48,6 +49,14 @@ func main() {
 	flag.StringVar(&o.results, "results", "build/lab", "directory for results; what it held is removed")
 	flag.BoolVar(&o.cover, "cover", false, "build for coverage; the data come to RESULTS/out/cover")
 	flag.DurationVar(&o.limit, "limit", 35*time.Minute, "how long all of it may take")
+	flag.Func("disk", "`NAME=FILE`: a file of this host that the machine reads as /dev/disk/by-id/virtio-NAME", func(v string) error {
+		name, path, ok := strings.Cut(v, "=")
+		if !ok {
+			return errors.New("want NAME=FILE")
+		}
+		o.disks = append(o.disks, lab.Disk{Name: name, Path: path})
+		return nil
+	})
 	flag.Parse()
 	o.args = flag.Args()
 	if err := do(ctx, o); err != nil {
@@ -66,7 +75,7 @@ func do(ctx context.Context, o options) error {
 	if err := os.RemoveAll(o.results); err != nil {
 		return err
 	}
-	j := lab.Job{Results: o.results, Print: os.Stdout, Limit: o.limit, KeepGoing: true}
+	j := lab.Job{Results: o.results, Print: os.Stdout, Limit: o.limit, KeepGoing: true, Disks: o.disks}
 	if j.Files, err = kit(ctx, o, work); err != nil {
 		return err
 	}
