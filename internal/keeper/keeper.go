@@ -7,7 +7,6 @@
 package keeper
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,7 +15,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync"
-	"time"
 
 	"banger/internal/api"
 	"banger/internal/companionapi"
@@ -29,8 +27,7 @@ import (
 type VMMs interface {
 	// Open takes hold of a recorded VMM; procid.ErrDead if it has ended.
 	Open(ctx context.Context, r host.Record) (*procid.Process, error)
-	// Ends returns what a companion must inherit to take over a VMM that runs. It
-	// waits for whoever has it as long as ctx lets it; ErrLater after that.
+	// Ends returns what a companion must inherit to take over a VMM that runs.
 	Ends(ctx context.Context, r host.Record) ([]*os.File, error)
 	// End ends whatever there is of a VMM, of which perhaps only the id is known,
 	// and returns when it is gone. It is idempotent.
@@ -41,20 +38,15 @@ type VMMs interface {
 	Census(ctx context.Context) (map[string]int, error)
 }
 
-// ErrLater is the error of Ends where nobody can be asked for them just now. The
-// VMM is none the worse for it.
-var ErrLater = errors.New("nobody has hold of the VMM now")
-
 // Config configures a [Keeper]. RunDir, CompanionPath and VMMs are required.
 type Config struct {
 	RunDir        string // holds one directory per VM; at most [MaxRunDir] bytes
 	CompanionPath string
 	VMMs          VMMs
 	// UIDs are those that a VM's processes may have besides our own.
-	UIDs     func(id string) []int
-	Patience time.Duration // of each call of Ends; half a minute if 0
-	Env      []string      // added to the companions' environment
-	Log      *slog.Logger  // discarded if nil
+	UIDs func(id string) []int
+	Env  []string     // added to the companions' environment
+	Log  *slog.Logger // discarded if nil
 }
 
 // MaxRunDir is the longest RunDir: the sockets' paths below it must fit.
@@ -83,7 +75,6 @@ func New(c Config) (*Keeper, error) {
 	if k.log == nil {
 		k.log = slog.New(slog.DiscardHandler)
 	}
-	k.cfg.Patience = cmp.Or(c.Patience, patience)
 	return k, nil
 }
 

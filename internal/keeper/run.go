@@ -20,7 +20,6 @@ const (
 	farewellLimit = 5 * time.Second // for a companion to end after its VMM
 	answerLimit   = 5 * time.Second // for a companion that is there to answer
 	takeOverLimit = 30 * time.Second
-	patience      = 30 * time.Second
 	replacements  = 3 // companions in a row that may be lost before the VM is given up
 	soon          = time.Minute
 	dying         = 2 * time.Second // for a VMM that nobody can speak to to be gone
@@ -120,27 +119,24 @@ func (r *run) watch(ctx context.Context) {
 		r.k.log.Warn("a companion is lost, starting another", "id", r.Record().ID, "dead", r.Record().Companion)
 		var rec host.Record
 		rec, err = r.k.takeOver(ctx, r.dir, r.Record())
-		switch {
-		case err == nil:
-			r.mu.Lock()
-			r.record = rec
-			r.mu.Unlock()
-			r.k.log.Info("another companion has taken over", "id", rec.ID, "pid", rec.Companion.PID)
-		case errors.Is(err, ErrLater): // none was started, so none was lost
-			lost--
-		default:
-			r.pause(ctx)
+		if err != nil {
+			ends(ctx, r.process)
+			continue
 		}
+		r.mu.Lock()
+		r.record = rec
+		r.mu.Unlock()
+		r.k.log.Info("another companion has taken over", "id", rec.ID, "pid", rec.Companion.PID)
 	}
 }
 
-// pause follows a companion that could not be started. The reason is mostly a
-// VMM that was killed together with its companion: it answers nobody while the
-// kernel takes back its memory, and is gone in a moment.
-func (r *run) pause(ctx context.Context) {
+// ends gives a VMM that a new companion cannot reach a moment to end: mostly it
+// was killed together with the old one, and answers nobody while the kernel takes
+// back its memory.
+func ends(ctx context.Context, vmm *procid.Process) {
 	ctx, cancel := context.WithTimeout(ctx, dying)
 	defer cancel()
-	_ = r.process.Wait(ctx) // the next round sees what came of it
+	_ = vmm.Wait(ctx) // whoever comes next sees what came of it
 }
 
 // giveUp ends a VMM whose companions keep dying: nobody could speak to it.
@@ -225,15 +221,13 @@ func (k *Keeper) takeOver(ctx context.Context, dir string, rec host.Record) (hos
 		return rec, err
 	}
 	c.Adopt = &rec
-	asking, asked := context.WithTimeout(ctx, k.cfg.Patience)
-	defer asked()
-	ends, err := k.cfg.VMMs.Ends(asking, rec)
+	ctx, cancel := context.WithTimeout(ctx, takeOverLimit)
+	defer cancel()
+	ends, err := k.cfg.VMMs.Ends(ctx, rec)
 	if err != nil {
 		return rec, err
 	}
 	defer closeAll(ends)
-	ctx, cancel := context.WithTimeout(ctx, takeOverLimit)
-	defer cancel()
 	s, err := k.Start(ctx, c, ends)
 	if err != nil {
 		return rec, err
@@ -286,7 +280,9 @@ func (k *Keeper) replace(ctx context.Context, dir string, rec host.Record) (host
 	err := errors.Join(Kill(ctx, rec.Companion), k.killCompanions(ctx, dir))
 	now := rec
 	if err == nil {
-		now, err = k.takeOver(ctx, dir, rec)
+		if now, err = k.takeOver(ctx, dir, rec); err != nil {
+			k.awaitEnd(ctx, rec)
+		}
 	}
 	switch {
 	case err == nil:
@@ -295,11 +291,16 @@ func (k *Keeper) replace(ctx context.Context, dir string, rec host.Record) (host
 		return rec, context.Cause(ctx)
 	case k.dead(ctx, rec, err):
 		return rec, &host.Gone{Exit: k.exitOf(ctx, dir, rec)}
-	case errors.Is(err, ErrLater): // whoever watches it will go on trying
-		k.log.Warn("a VM has no companion yet", "id", rec.ID, "err", err)
-		return rec, nil
 	}
 	return rec, errors.Join(fmt.Errorf("taking over VM %s: %w", rec.ID, err), k.cfg.VMMs.End(ctx, rec))
+}
+
+// awaitEnd is ends for a VMM that is only known by its record.
+func (k *Keeper) awaitEnd(ctx context.Context, rec host.Record) {
+	if p, err := k.cfg.VMMs.Open(ctx, rec); err == nil {
+		ends(ctx, p)
+		_ = p.Close() // of a pidfd: cannot go wrong
+	}
 }
 
 // answers reports whether the recorded companion is there and speaks our

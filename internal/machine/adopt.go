@@ -173,8 +173,8 @@ func (v *vm) onLost(life context.Context, cause error) {
 	default:
 	}
 	v.x.cfg.Log.Warn("companion is lost", "vm", v.row.Name, "err", cause)
-	if v.row.Ephemeral {
-		v.log("deleting a VM that lost its lease", v.remove(context.WithoutCancel(life)))
+	if v.row.Ephemeral || v.row.State == api.Deleting {
+		v.log("deleting a VM that has lost its companion", v.remove(context.WithoutCancel(life)))
 		return
 	}
 	then, err := v.adoptRun(life)

@@ -38,10 +38,9 @@ type Config struct {
 	// install record's; its first if empty.
 	Program string
 	// Driver is the name of another driver than Firecracker's, for tests.
-	Driver   string
-	Patience time.Duration // with a helper that does not answer while a companion is replaced; half a minute if 0
-	Env      []string      // added to the companions' environment
-	Log      *slog.Logger  // discarded if nil
+	Driver string
+	Env    []string     // added to the companions' environment
+	Log    *slog.Logger // discarded if nil
 }
 
 // A Host implements host.Host.
@@ -64,8 +63,7 @@ func New(c Config) (*Host, error) {
 		h.cfg.Driver = firecracker.JailedName
 	}
 	var err error
-	h.Keeper, err = keeper.New(keeper.Config{RunDir: c.RunDir, CompanionPath: c.CompanionPath, VMMs: vmms{c.Helper, h.cfg.Driver},
-		Patience: c.Patience, Env: c.Env, Log: h.log})
+	h.Keeper, err = keeper.New(keeper.Config{RunDir: c.RunDir, CompanionPath: c.CompanionPath, VMMs: vmms{c.Helper, h.cfg.Driver}, Env: c.Env, Log: h.log})
 	return h, err
 }
 

@@ -238,30 +238,6 @@ func TestHelperFailsForAWhile(t *testing.T) {
 	}
 }
 
-// However long the helper is away, a VM without a companion is not ended for it:
-// the daemon finds the VM, and a companion takes over when the helper is back.
-func TestHelperIsLongAway(t *testing.T) {
-	k := newKit(t)
-	h, spec := k.host(t), vmtest.FakeSpec(t, "")
-	r := hosttest.Launch(t, h, spec)
-	hosttest.Home(t.Context(), t, r, api.StageAgent)
-	if err := h.Close(); err != nil {
-		t.Fatal(err)
-	}
-	kill(t, r.Record().Companion)
-	k.Fail(rootapi.Adopt, 12) // that is more than the companions that may be lost
-	log, there := vmtest.Heard(t, "another companion")
-	again, err := k.host(t, func(c *systemhost.Config) { c.Patience, c.Log = time.Millisecond, log }).Adopt(t.Context(), r.Record())
-	if err != nil {
-		t.Fatalf("Adopt() = %v, want the VM", err)
-	}
-	<-there
-	hosttest.Home(t.Context(), t, again, api.StageAgent)
-	if got, want := again.Record().VMM, r.Record().VMM; got != want || again.Record().Companion == r.Record().Companion {
-		t.Errorf("Adopt() found %+v after %+v, want another companion of the same VMM", again.Record(), r.Record())
-	}
-}
-
 // A lease ends its VM without a daemon, and keeps doing so after a takeover.
 func TestLease(t *testing.T) {
 	for name, lose := range map[string]bool{"first companion": false, "second companion": true} {

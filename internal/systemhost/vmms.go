@@ -9,7 +9,6 @@ import (
 
 	"banger/internal/api"
 	"banger/internal/host"
-	"banger/internal/keeper"
 	"banger/internal/procid"
 	"banger/internal/rootapi"
 	"banger/internal/rootclient"
@@ -73,10 +72,8 @@ func (m vmms) Ends(ctx context.Context, r host.Record) ([]*os.File, error) {
 			return endsOf(v), nil
 		case refused != nil && refused.Code == rootapi.NotFound:
 			return nil, fmt.Errorf("taking over VM %s: %w (%v)", r.ID, procid.ErrDead, err)
-		case refused != nil && refused.Code != rootapi.Failed:
+		case refused != nil && refused.Code != rootapi.Failed, ctx.Err() != nil:
 			return nil, explain("taking over the VMM", err)
-		case ctx.Err() != nil:
-			return nil, fmt.Errorf("%w: %w", keeper.ErrLater, explain("taking over the VMM", err))
 		}
 		pause, done := context.WithTimeout(ctx, comesBack)
 		<-pause.Done()
