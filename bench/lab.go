@@ -78,6 +78,8 @@ func newLab(bangerPath string, out io.Writer) (*lab, error) {
 		"HOME": root, "XDG_STATE_HOME": filepath.Join(root, "state"), "XDG_CONFIG_HOME": filepath.Join(root, "config"),
 		"XDG_RUNTIME_DIR": filepath.Join(root, "run"), "XDG_CACHE_HOME": cache,
 		"PATH": filepath.Dir(bangerPath) + ":" + os.Getenv("PATH"),
+		// An account that has system mode would be measured there, VMs of its own and all.
+		paths.ModeEnv: "user",
 	}
 	for _, e := range os.Environ() {
 		name, _, _ := strings.Cut(e, "=")
@@ -125,7 +127,7 @@ func (l *lab) fill(ctx context.Context) error {
 	if err != nil || len(found) != 1 {
 		return fmt.Errorf("looking for the kernel in %s: %d found, want 1 (%w)", l.layout.Kernels, len(found), err)
 	}
-	l.bare, err = newBare(ctx, l.root, found[0], qemu.Driver{KVM: l.hello.Driver == qemu.NameKVM}, smallSpec)
+	l.bare, err = newBare(ctx, l.root, found[0], qemu.Driver{KVM: l.hello.Driver != qemu.NameTCG}, smallSpec)
 	return err
 }
 

@@ -42,7 +42,7 @@ func newWorld(ctx context.Context, dir string) (w world, err error) {
 	vars := map[string]string{
 		"HOME": filepath.Join(dir, "home"), "XDG_RUNTIME_DIR": run, "XDG_STATE_HOME": filepath.Join(dir, "state"),
 		"XDG_CACHE_HOME": filepath.Join(dir, "cache"), "XDG_CONFIG_HOME": filepath.Join(dir, "home", ".config"),
-		"PATH": os.Getenv("PATH"), "TZ": "UTC", "TERM": "xterm", "NO_COLOR": "1",
+		"PATH": os.Getenv("PATH"), paths.ModeEnv: "user", "TZ": "UTC", "TERM": "xterm", "NO_COLOR": "1",
 		"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null",
 		"GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@example.org", "GIT_COMMITTER_NAME": "A", "GIT_COMMITTER_EMAIL": "a@example.org",
 	}

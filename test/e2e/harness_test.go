@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"banger/internal/api"
+	"banger/internal/paths"
 	"banger/internal/procid"
 	"banger/internal/smallimage"
 	"banger/internal/testneed"
@@ -178,6 +179,7 @@ func (w *world) user(name string, base []string) []string {
 		"XDG_CONFIG_HOME="+filepath.Join(home, "config"),
 		"XDG_RUNTIME_DIR="+filepath.Join(home, "run"),
 		"PATH="+w.bin+":"+os.Getenv("PATH"),
+		paths.ModeEnv+"=user", // these tests delete all VMs, which an account with system mode would not like
 	)
 }
 
