@@ -88,12 +88,12 @@ func Choose(ctx context.Context, w Wanted, h Host) (c Choice, err error) {
 // VMs' server while a VM runs, which knows of nothing but VMs.
 func zone(z string) error {
 	why := ""
-	switch suffix, public := publicsuffix.PublicSuffix(z); {
+	switch suffix, public := publicsuffix.PublicSuffix("x." + z); {
 	case z == "local":
 		why = "is multicast DNS's (RFC 6762)"
 	case z == "localhost":
 		why = "is the host itself (RFC 6761)"
-	case public && suffix == z:
+	case public && (suffix == z || suffix == "x."+z): // of some only what is below them
 		why = "is one of the internet's"
 	default:
 		return nil

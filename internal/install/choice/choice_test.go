@@ -128,6 +128,7 @@ func TestRefusals(t *testing.T) {
 		"zone of mDNS":      {Wanted{Owner: "alice", Zone: "local"}, nil, api.Invalid, "multicast DNS", "--zone vm"},
 		"zone of the host":  {Wanted{Owner: "alice", Zone: "localhost."}, nil, api.Invalid, "is the host itself", "--zone vm"},
 		"zone of all":       {Wanted{Owner: "alice", Zone: "com"}, nil, api.Invalid, "com is one of the internet's", "--zone vm"},
+		"zone of names":     {Wanted{Owner: "alice", Zone: "np"}, nil, api.Invalid, "np is one of the internet's", "--zone vm"},
 		"zone":              {Wanted{Owner: "alice", Zone: "a.b"}, nil, api.Invalid, "a.b", "--help"},
 		"none":              {alice, func(h *Host) { h.Find = func(string) []string { return nil } }, api.Missing, "no Firecracker", "bin/jailer"},
 		"none, elsewhere":   {alice, func(h *Host) { h.Find, h.OSRelease = func(string) []string { return nil }, "ID=fedora" }, api.Missing, "no Firecracker", firecracker.Releases},
