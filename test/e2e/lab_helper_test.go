@@ -4,14 +4,15 @@ package e2e
 
 import (
 	"bufio"
-	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // ownersSuite are the tests of user mode that run again as the owner of an
@@ -77,20 +78,29 @@ func (w *world) traceHelper(t *testing.T, do func()) string {
 		t.Fatal(err)
 	}
 	lines := bufio.NewScanner(said)
-	for lines.Scan() && !strings.Contains(lines.Text(), "attached") {
+	attached := false
+	var first string
+	for !attached && lines.Scan() {
+		first = lines.Text()
+		attached = strings.Contains(first, "attached")
+	}
+	if !attached {
+		t.Fatalf("strace does not trace the helper: %s (%v)", first, cmd.Wait())
 	}
 	go func() { // or it would wait to be read
 		for lines.Scan() {
 		}
 	}()
+	detach := sync.OnceFunc(func() {
+		_ = cmd.Process.Signal(os.Interrupt)
+		_ = cmd.Wait() // by that signal
+	})
+	defer detach()
 	do()
 	if now := mainPID(t, "bangerd-root.service"); now != helper {
 		t.Errorf("the helper was process %s and is %s: not all of it was traced", helper, now)
 	}
-	if err := cmd.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
-	}
-	_ = cmd.Wait() // by that signal
+	detach()
 	b, err := os.ReadFile(trace)
 	if err != nil {
 		t.Fatal(err)
@@ -106,8 +116,8 @@ func (w *world) runOwnersSuite(t *testing.T) {
 		t.Fatal(err)
 	}
 	argv := []string{"-test.v", "-test.run", ownersSuite}
-	if c := flag.Lookup("test.timeout"); c != nil {
-		argv = append(argv, "-test.timeout", c.Value.String())
+	if end, ok := t.Deadline(); ok { // so that it says where it hangs, before this test's end does not
+		argv = append(argv, "-test.timeout", (time.Until(end) * 9 / 10).String())
 	}
 	cmd := exec.CommandContext(t.Context(), self, argv...)
 	cmd.Env, cmd.SysProcAttr = w.env, &syscall.SysProcAttr{Credential: w.as}
