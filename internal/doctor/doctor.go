@@ -165,7 +165,11 @@ func emulator(ctx context.Context, h Host, s Subject) Row {
 	if s.Layout.System {
 		return pass("not needed: Firecracker runs the VMs")
 	}
-	return tool("qemu-system-x86_64", "runs the VMs", "qemu-system-x86", Fail)(ctx, h, s)
+	missing := Fail
+	if firecrackerRuns(ctx, h, s) {
+		missing = Warn // it is for kernels that Firecracker does not suit
+	}
+	return tool("qemu-system-x86_64", "runs the VMs", "qemu-system-x86", missing)(ctx, h, s)
 }
 
 func install(h Host, pkg string) string {
@@ -280,7 +284,12 @@ func daemonReachable(ctx context.Context, h Host, s Subject) Row {
 		return Row{Status: Fail, Detail: e.Msg, Fix: cmp.Or(e.Hint, "banger daemon logs")}
 	}
 	if v := version.Get().String(); d.Hello.Version != v || d.Hello.Protocol != api.Protocol {
-		return restart(s, Row{Status: Warn, Detail: fmt.Sprintf("pid %d is %s, this banger is %s", d.Hello.PID, d.Hello.Version, v)})
+		r := Row{Status: Warn, Detail: fmt.Sprintf("pid %d is %s, this banger is %s", d.Hello.PID, d.Hello.Version, v)}
+		if s.Layout.System { // a restart would start the same programs again
+			r.Fix = "sudo banger system install"
+			return r
+		}
+		return restart(s, r)
 	}
 	if e := d.Hello.Problem; e != nil {
 		return Row{Status: Fail, Detail: e.Msg, Fix: cmp.Or(e.Hint, "banger daemon logs")}

@@ -318,12 +318,19 @@ func (f Facts) apply(h *doctor.Host, s *doctor.Subject) {
 		return
 	}
 	s.NeedsFirecracker = true
-	look := h.Look
+	look, bin := h.Look, s.Config.FirecrackerBin
 	h.Look = func(program string) (string, bool) {
-		if program != firecracker.Program || len(f.Programs) == 0 {
+		if program != firecracker.Program && program != bin || len(f.Programs) == 0 {
 			return look(program)
 		}
-		return f.Programs[0].Path, f.Programs[0].Err == nil
+		i := 0 // which the daemon takes if the configuration names none
+		if program == bin {
+			i = slices.IndexFunc(f.Programs, func(p Program) bool { return p.Path == bin })
+		}
+		if i < 0 {
+			return "", false
+		}
+		return f.Programs[i].Path, f.Programs[i].Err == nil
 	}
 }
 

@@ -265,6 +265,16 @@ func TestApply(t *testing.T) {
 	if p, ok := h.Look("firecracker"); p != "/opt/fc/firecracker" || !ok || !s.NeedsFirecracker {
 		t.Errorf("in system mode: %s, %v, %v", p, ok, s.NeedsFirecracker)
 	}
+	h.Look, s.Config.FirecrackerBin = nil, "/opt/fc/firecracker"
+	f.apply(&h, &s)
+	if p, ok := h.Look("/opt/fc/firecracker"); p != "/opt/fc/firecracker" || !ok {
+		t.Errorf("the configuration's: %s, %v", p, ok)
+	}
+	h.Look, s.Config.FirecrackerBin = func(p string) (string, bool) { return "/usr/bin/" + p, true }, "/home/u/firecracker"
+	f.apply(&h, &s)
+	if p, ok := h.Look("/home/u/firecracker"); ok {
+		t.Errorf("one that is not on record: %s, %v", p, ok)
+	}
 	if p, _ := h.Look("git"); p != "/usr/bin/git" {
 		t.Errorf("git is %s", p)
 	}

@@ -159,8 +159,9 @@ func Window(v Version) Place {
 // A CVE is a known flaw of a version.
 type CVE struct {
 	ID     string
-	What   string // in a few words, with what banger does about it
+	What   string // in a few words
 	Fixed  string // the versions that mend it
+	Moot   string // why it cannot hurt banger's VMs; empty if it can
 	ranges []span
 }
 
@@ -169,9 +170,9 @@ type span struct{ from, to string }
 
 // known are the flaws that a user should know of.
 var known = []CVE{
-	{"CVE-2026-1386", "the jailer follows symbolic links of a directory that is not root's alone", "1.13.2 and 1.14.1",
+	{"CVE-2026-1386", "the jailer follows symbolic links of a directory that is not root's alone", "1.13.2 and 1.14.1", "",
 		[]span{{"0.0.0", "1.13.1"}, {"1.14.0", "1.14.0"}}},
-	{"CVE-2026-5747", "a guest can write beyond its memory if Firecracker runs with --enable-pci, which banger never passes", "1.14.4 and 1.15.1",
+	{"CVE-2026-5747", "a guest can write beyond its memory if Firecracker runs with --enable-pci", "1.14.4 and 1.15.1", "banger never passes --enable-pci",
 		[]span{{"1.13.0", "1.14.3"}, {"1.15.0", "1.15.0"}}},
 }
 
