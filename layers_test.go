@@ -61,7 +61,7 @@ var forbidden = []struct{ binary, dep, why string }{
 	{"cmd/bangerd", "banger/internal/git", "git runs as the user, in the CLI, never in a daemon"},
 	{"cmd/bangerd", "banger/internal/workspace", "as above"},
 	{"cmd/bangerd", "banger/internal/cli", "the daemon prints nothing"},
-	{"cmd/bangerd", "github.com/spf13/...", "the daemon has two flags"},
+	{"cmd/bangerd", "github.com/spf13/...", "the daemon has three flags"},
 	{"cmd/bangerd-root", "net/http", "it speaks packets to one peer, and none of it over a network"},
 	{"cmd/bangerd-root", "crypto/tls", "as above"},
 	{"cmd/bangerd-root", "database/sql", "it keeps no state: the kernel, systemd and /run do"},

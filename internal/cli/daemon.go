@@ -26,7 +26,9 @@ func (a *app) daemon() *cobra.Command {
 without it, and a restart interrupts no command in them.
 
   banger daemon status     is there one, which, with how many VMs
-  banger daemon restart    after an upgrade, or a change of the configuration`,
+  banger daemon restart    after an upgrade, or a change of the configuration
+
+In system mode systemd starts it, and "sudo banger system restart" restarts it.`,
 	}
 	c.AddCommand(a.daemonStatus(), a.daemonRestart(), a.daemonStop(), a.daemonLogs(), a.daemonCensus())
 	return c
@@ -72,7 +74,11 @@ func (a *app) daemonStatus() *cobra.Command {
 					fmt.Fprintf(w, "names     of .%s, at %s\n", n.Zone, n.DNS)
 				}
 				if v := version.Get().String(); v != h.Version {
-					a.note("banger: this banger is %s, another build\nbanger: hint: banger daemon restart", v)
+					hint := "banger daemon restart"
+					if a.layout.System {
+						hint = "sudo banger system install"
+					}
+					a.note("banger: this banger is %s, another build\nbanger: hint: %s", v, hint)
 				}
 			})
 		},

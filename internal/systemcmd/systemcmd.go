@@ -92,11 +92,12 @@ func (e Env) install() *cobra.Command {
 		Long: `install says what it will do and does it: programs in ` + install.BinDir + `
 (and ` + install.Command + `), units, /etc/banger, and the services started, now
 and at each boot. If a step fails, those before it are undone. It may be typed
-again at any time: it replaces what differs, starts the services anew, and
-leaves running VMs and what runs in them alone. What was chosen once is kept.
+again at any time: it replaces what differs, starts the services anew if
+anything did, and leaves running VMs and what runs in them alone. What was
+chosen once is kept.
 
 It refuses what could not work, with the fix: no KVM, no systemd, no Firecracker
-of root's, a prefix or port that is taken, another owner than before.`,
+of root's, a prefix, zone or port that is taken, another owner than before.`,
 		Args: usage.Args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.Self, o.Invoker = e.Self, e.Getenv("SUDO_USER")

@@ -234,7 +234,7 @@ func (k *Keeper) route(ctx context.Context, anew bool) *api.Error {
 	if err := k.c.Helper.Resolver(ctx, k.server.Addr().Port()); err != nil {
 		k.failed = &api.Error{
 			Code: api.Missing, Msg: fmt.Sprintf("the host's resolver is not told of the zone %q: %v", k.c.Zone, err),
-			Hint: "where systemd-resolved is not there, do it by hand: docs/dns-routing.md",
+			Hint: fmt.Sprintf("without systemd-resolved, have your resolver ask %v for .%s; dnsmasq: server=/%s/127.0.0.1#%d", k.server.Addr(), k.c.Zone, k.c.Zone, k.server.Addr().Port()),
 		}
 		k.next = time.Now().Add(k.pause)
 		if !anew {

@@ -188,7 +188,7 @@ func TestPortIsTaken(t *testing.T) {
 func TestHelperFails(t *testing.T) {
 	w := &world{routes: make(chan uint16, 1), link: 7, err: errors.New("no systemd-resolved")}
 	k, _ := start(t, w.config(freePort(t)))
-	if p := k.Status().Problem; p == nil || p.Code != api.Missing || !strings.Contains(p.Msg, "no systemd-resolved") || !strings.Contains(p.Hint, "dns-routing") {
+	if p := k.Status().Problem; p == nil || p.Code != api.Missing || !strings.Contains(p.Msg, "no systemd-resolved") || !strings.Contains(p.Hint, "dnsmasq: server=/vm/127.0.0.1#") {
 		t.Errorf("Problem = %+v, want what to do without systemd-resolved", p)
 	}
 	w.change(func() { w.err = nil })

@@ -106,7 +106,7 @@ func resolver(f Facts) doctor.Row {
 	case f.Wired:
 		return pass("this host's resolver sends .%s to the VMs' server", zone)
 	case !r.Running:
-		return warn("tell your resolver: docs/dns-routing.md", "systemd-resolved does not run here, and who does not know of .%s: names of VMs are not found", zone)
+		return warn(fmt.Sprintf("have your resolver ask 127.0.0.1:%d for .%s; dnsmasq: server=/%s/127.0.0.1#%d", DNSPort, zone, zone, DNSPort), "systemd-resolved does not run here, and who does not know of .%s: names of VMs are not found", zone)
 	case !r.Asked:
 		return warn("sudo ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf", "systemd-resolved runs and is asked by nobody: names of VMs are not found")
 	case !f.Bridge:

@@ -97,7 +97,7 @@ var spoils = []struct {
 	{"network", doctor.Fail, func(f *Facts) { f.MendErr = errBroken }, "cannot be mended: broken", "sudo banger system restart"},
 	{"network", doctor.Pass, func(f *Facts) { f.HelperErr = errBroken }, "not looked at", ""},
 	{"names", doctor.Fail, func(f *Facts) { f.DNS["tcp"] = errBroken }, "nobody answers for .vm at 127.0.0.1:42069 (tcp): broken", "sport = :42069"},
-	{"resolver", doctor.Warn, func(f *Facts) { f.Resolved = Resolved{} }, "systemd-resolved does not run", "docs/dns-routing.md"},
+	{"resolver", doctor.Warn, func(f *Facts) { f.Resolved = Resolved{} }, "systemd-resolved does not run", "server=/vm/127.0.0.1#42069"},
 	{"resolver", doctor.Pass, func(f *Facts) { f.Resolved, f.Wired = Resolved{}, true }, "sends .vm", ""},
 	{"resolver", doctor.Pass, func(f *Facts) { f.Bridge, f.Resolved.Domains = false, "" }, "when the first VM starts", ""},
 	{"resolver", doctor.Warn, func(f *Facts) { f.Resolved.Asked = false }, "asked by nobody", "stub-resolv.conf"},
