@@ -180,7 +180,7 @@ func contents(self string, in rootapi.Install) (list []files.New, err error) {
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, files.New{Path: filepath.Join(BinDir, name), Mode: 0o755, Data: b})
+		list = append(list, files.Large(filepath.Join(BinDir, name), 0o755, b))
 	}
 	list = append(list, files.New{Path: Command, Link: filepath.Join(BinDir, "banger")},
 		files.New{Path: sysctl, Mode: 0o644, Data: []byte("# banger: VMs that may reach the internet do so by way of this host.\nnet.ipv4.ip_forward = 1\n")})

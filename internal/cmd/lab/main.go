@@ -163,7 +163,7 @@ var environment = []string{vmtest.KernelEnv + "=" + lab.Dir + "/kernel", vmtest.
 
 // goCommand builds for the lab: static, with the tag.
 func goCommand(ctx context.Context, o options, verb string, args ...string) error {
-	argv := []string{verb, "-buildvcs=false", "-trimpath", "-tags", "lab"}
+	argv := []string{verb, "-buildvcs=false", "-trimpath", "-tags", "lab", "-ldflags", "-s -w"} // as make build does
 	if o.cover {
 		argv = append(argv, "-cover", "-coverpkg=banger/...")
 	}

@@ -134,12 +134,23 @@ type New struct {
 	Mode fs.FileMode
 	Data []byte
 	Link string
+
+	sum string // of Data, once for all who ask; empty: not known yet
+}
+
+// Large is a New with much data, which is summed here and never again. The data
+// must not change afterwards.
+func Large(path string, mode fs.FileMode, data []byte) New {
+	return New{Path: path, Mode: mode, Data: data, sum: sum(data)}
 }
 
 // Sum is what the manifest has of it.
 func (n New) Sum() string {
 	if n.Link != "" {
 		return linkSum(n.Link)
+	}
+	if n.sum != "" {
+		return n.sum
 	}
 	return sum(n.Data)
 }
@@ -185,20 +196,38 @@ const (
 // Look compares a file with what is there.
 func (m Manifest) Look(n New) (State, error) {
 	known := m.sums(n.Path)
+	if n.there() && n.modeFits() {
+		return Same, nil
+	}
 	now, err := onDisk(n.Path)
 	switch {
 	case err != nil:
 		return "", err
 	case now == "":
 		return Absent, nil
-	case now == n.Sum() && n.modeFits():
-		return Same, nil
 	case slices.Contains(known, now):
 		return Older, nil
 	case known != nil:
 		return Changed, nil
 	}
 	return Foreign, nil
+}
+
+// there reports whether the name on the host is such a file, byte for byte, or
+// such a link.
+func (n New) there() bool {
+	st, err := os.Lstat(n.Path)
+	switch {
+	case err != nil:
+		return false
+	case n.Link != "":
+		target, err := os.Readlink(n.Path)
+		return err == nil && target == n.Link
+	case !st.Mode().IsRegular() || st.Size() != int64(len(n.Data)):
+		return false
+	}
+	b, err := os.ReadFile(n.Path)
+	return err == nil && bytes.Equal(b, n.Data)
 }
 
 // modeFits reports whether the file there, if it is one, has the mode, and is

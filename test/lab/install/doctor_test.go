@@ -93,15 +93,18 @@ func TestDoctor(t *testing.T) {
 		}
 	}
 
-	// What needs no root is typed by doctor itself.
-	if r := diagnosed(t, ownerUID)["ssh-config"]; r.Status != doctor.Warn || r.Fix != "banger ssh-config --install" {
+	// What needs no root is typed by doctor itself; here in a home of its own.
+	home, err := os.MkdirTemp("", "home")
+	must(t, err)
+	defer os.RemoveAll(home)
+	must(t, os.Chown(home, ownerUID, ownerUID))
+	if r := diagnosed(t, ownerUID, "HOME="+home)["ssh-config"]; r.Status != doctor.Warn || r.Fix != "banger ssh-config --install" {
 		t.Errorf("%+v, want a WARN with its command", r)
 	}
-	s := run(t, ownerUID, nil, installed, "doctor", "--fix")
-	if r := diagnosed(t, ownerUID)["ssh-config"]; r.Status != doctor.Pass {
+	s := run(t, ownerUID, []string{"HOME=" + home}, installed, "doctor", "--fix")
+	if r := diagnosed(t, ownerUID, "HOME="+home)["ssh-config"]; r.Status != doctor.Pass {
 		t.Errorf("%+v after %+v", r, s)
 	}
-	run(t, ownerUID, nil, installed, "ssh-config", "--uninstall")
 
 	// The others: one row, which does not fail.
 	for name, rows := range map[string]map[string]doctor.Row{

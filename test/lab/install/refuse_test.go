@@ -103,9 +103,9 @@ func TestAnotherPrefix(t *testing.T) {
 	if s := system(t, built, "", "install", "--owner", "other"); s.status != failure || !strings.Contains(s.err, "installed for owner") || !strings.Contains(s.err, "uninstall --purge") {
 		t.Errorf("install for another owner: %+v", s)
 	}
-	install(t, "--prefix", "10.9.0.0/24", "--zone", "box", "--bridge", "br-vm")
+	install(t, "--prefix", "10.9.0.0/24", "--zone", "lab", "--bridge", "br-vm")
 	in, err := rootapi.ReadInstall(rootapi.InstallPath)
-	if err != nil || in.Prefix.String() != "10.9.0.0/24" || in.Zone != "box" || in.Bridge != "br-vm" {
+	if err != nil || in.Prefix.String() != "10.9.0.0/24" || in.Zone != "lab" || in.Bridge != "br-vm" {
 		t.Errorf("the record: %+v, %v", in, err)
 	}
 	healthy(t, "with another prefix")
