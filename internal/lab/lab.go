@@ -187,6 +187,16 @@ type HangError struct {
 	Mute    bool   // it lives, as far as can be seen, and says nothing
 }
 
+// Emulated reports whether this is what QEMU's emulation of a processor that
+// virtualizes does now and then, with nobody at fault: both processors are busy
+// and nothing happens, or the kernel finds itself broken while KVM runs a guest.
+func (e *HangError) Emulated() bool {
+	return e.Mute || e.Why == panicked && strings.Contains(e.Console, "kvm_vcpu_ioctl")
+}
+
+// panicked is the Why of a machine whose kernel did.
+const panicked = "its kernel panicked"
+
 // Error has all of it.
 func (e *HangError) Error() string {
 	return fmt.Sprintf("lab machine, %s: %s; the console's last lines:\n%s", e.During, e.Why, e.Console)

@@ -270,7 +270,7 @@ func (v *vm) next(ctx context.Context, during string, limit time.Duration) (fram
 	case <-v.exited:
 		return frame{}, v.hang(during, v.verdict(nil))
 	case <-v.console.panicked:
-		return frame{}, v.hang(during, "its kernel panicked")
+		return frame{}, v.hang(during, panicked)
 	case <-t.C:
 		return frame{}, &HangError{During: during, Why: fmt.Sprintf("no answer for %v", limit.Round(time.Second)), Console: v.console.tail(), Mute: true}
 	case <-ctx.Done():
