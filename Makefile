@@ -5,7 +5,6 @@ BUILDVCS := $(shell git status >/dev/null 2>&1 || echo -buildvcs=false)
 GOBUILD  := CGO_ENABLED=0 tools/gobuild $(BUILDVCS) -trimpath -ldflags '-s -w'
 HOSTDEPS := $(GOBUILD) -o build/hostdeps ./internal/cmd/hostdeps && build/hostdeps
 TESTTIME ?= 40m
-LONG     := ./test/e2e ./internal/lab ./internal/guestinit# first, so that all others fit beside them
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
@@ -23,7 +22,7 @@ build: ## build the binaries into build/bin
 test: ## run all tests, real VMs included
 	@$(HOSTDEPS) test
 	@$(MAKE) -s build lint
-	go test -count=1 -timeout $(TESTTIME) $(LONG) ./...
+	go test -count=1 -timeout $(TESTTIME) ./...
 	@$(MAKE) -s race lab
 
 race: ## run the concurrent packages under the race detector

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -43,6 +44,9 @@ func TestRestartOfTheDaemon(t *testing.T) {
 	}
 
 	w = newWorld(t, dir, nil)
+	for w.host.Launches(brief.ID) == 0 { // until then its row tells of the last boot
+		runtime.Gosched()
+	}
 	w.eventually(t, "reboots", api.Running)
 	for _, tt := range []struct {
 		name   string
