@@ -90,13 +90,14 @@ func (c *Client) pull(ctx context.Context, path string, req api.PullRequest, bui
 	defer fail(nil)
 	building := make(chan struct{})
 	started := false
+	var broke error // what the build did wrong, once building is closed
 	ev, err := c.stream(ctx, http.MethodPost, path+"/pull", req, func(ev api.Event) error {
 		if ev.Type == api.EventBuild && ev.Build != nil && !started {
 			started = true
 			go func() {
 				defer close(building)
-				if err := c.build(ctx, path+"/build/"+url.PathEscape(ev.Build.Ticket), build); err != nil {
-					fail(err)
+				if broke = c.build(ctx, path+"/build/"+url.PathEscape(ev.Build.Ticket), build); broke != nil {
+					fail(broke)
 				}
 			}()
 		}
@@ -108,6 +109,11 @@ func (c *Client) pull(ctx context.Context, path string, req api.PullRequest, bui
 	fail(err) // a refusal or result ends a build that still runs
 	if started {
 		<-building
+	}
+	// The daemon may be quicker to say that the build was cut off than we are to
+	// say why. A build that was ended by us has nothing to say.
+	if err != nil && broke != nil && !errors.Is(broke, context.Canceled) {
+		return ev, broke
 	}
 	return ev, err
 }
