@@ -114,7 +114,9 @@ func (w *world) account(t *testing.T) *world {
 		}
 	}
 	run("useradd", "--create-home", "--home-dir", home, "--shell", "/bin/sh", name)
-	t.Cleanup(func() { run("userdel", name) })
+	// By force: userdel also counts what has ended and is not reaped yet. That
+	// nothing lives is seen at the world's end.
+	t.Cleanup(func() { run("userdel", "--force", name) })
 	u, err := user.Lookup(name)
 	if err != nil {
 		t.Fatal(err)
