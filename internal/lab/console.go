@@ -14,8 +14,13 @@ type console struct {
 	f        *os.File // nil if nobody wants it
 	left     int64
 	last     []byte
+	inGuest  bool // it has told of a fault while KVM ran a guest
 	panicked chan struct{}
 }
+
+// enterGuest is a function of KVM's that stands in the trace of such a fault and
+// nowhere else.
+const enterGuest = "svm_vcpu_run"
 
 // consoleBytes bounds the file: a machine may print for ever.
 const consoleBytes = 16 << 20
@@ -41,6 +46,7 @@ func (c *console) Write(b []byte) (int, error) {
 		}
 	}
 	c.last = append(c.last, b...)
+	c.inGuest = c.inGuest || bytes.Contains(c.last[max(0, len(c.last)-len(b)-len(enterGuest)):], []byte(enterGuest))
 	c.last = c.last[max(0, len(c.last)-tailBytes):]
 	// The line says why, so it is waited for.
 	if _, why, found := bytes.Cut(c.last, []byte("Kernel panic - not syncing")); found && bytes.IndexByte(why, '\n') >= 0 {
@@ -51,6 +57,13 @@ func (c *console) Write(b []byte) (int, error) {
 		}
 	}
 	return len(b), nil
+}
+
+// brokeInGuest is whether there was a fault while KVM ran a guest.
+func (c *console) brokeInGuest() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.inGuest
 }
 
 // tail is the last lines.

@@ -165,3 +165,21 @@ func TestFirecrackerByPip(t *testing.T) {
 		t.Errorf("the store has %v (%v), want the two files alone", left, err)
 	}
 }
+
+// A fault while KVM ran a guest is told from others, in whatever pieces it comes.
+func TestFaultInAGuest(t *testing.T) {
+	for said, want := range map[string]bool{"[ 9.8]  svm_v|cpu_run+0x1cf/0x720 [kvm_amd]\n": true, "[ 9.8]  nft_do_chain+0x1/0x2\n|[ 9.9] svm_init": false} {
+		c, err := newConsole("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for piece := range strings.SplitSeq(said, "|") {
+			if _, err := c.Write([]byte(piece)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := c.brokeInGuest(); got != want {
+			t.Errorf("brokeInGuest() after %q = %v, want %v", said, got, want)
+		}
+	}
+}

@@ -147,7 +147,7 @@ func argv(ctx context.Context, m *files, j Job) ([]string, error) {
 	}
 	cmdline := fmt.Sprintf(kernelArgs, khz, khz*1000/hz)
 	out := []string{program, "-name", "banger-lab", "-nodefaults", "-no-user-config", "-display", "none",
-		"-M", "q35", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,-erms,-fsrm,-la57,-smap",
+		"-M", "q35", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,-erms,-fsrm",
 		"-smp", strconv.Itoa(cpus), "-m", strconv.Itoa(memory), "-nic", "none", "-device", "virtio-rng-pci",
 		"-kernel", m.kernel, "-initrd", fmt.Sprintf("/dev/fd/%d", fdInitramfs),
 		"-drive", "if=none,id=root,format=raw,cache=unsafe,snapshot=on,file=" + comma(m.root),
@@ -302,7 +302,7 @@ func (v *vm) verdict(err error) string {
 }
 
 func (v *vm) hang(during, why string) error {
-	return &HangError{During: during, Why: why, Console: v.console.tail()}
+	return &HangError{During: during, Why: why, Console: v.console.tail(), InGuest: v.console.brokeInGuest()}
 }
 
 // reset cuts the machine's power.
